@@ -1,0 +1,379 @@
+"""What `weft bench` compares attention variants with: the same output from torch's SDPA and from compiled FlexAttention.
+
+A row of ``VARIANTS`` writes one spec's mask and score in FlexAttention's terms; SDPA is entered where a mask is all there
+is, densely stored except for the causal one. Some need a little around the call: normalised queries, a rotation, an
+extra key for a sink. FlexAttention compiled for CPUs has no backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
+
+from weft.runtime.bench import Peer
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A kernel's inputs, params and extents."""
+
+    tensors: Mapping[str, Tensor]
+    params: Mapping[str, Any]
+    extents: Mapping[str, int]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One spec as FlexAttention sees it. ``qkv`` makes (b, h, position, feature) tensors, ``finish`` the spec's output of theirs.
+
+    ``causal`` says that ``mask`` is the plain causal one.
+    """
+
+    mask: MaskMod | None = None
+    score: ScoreMod | None = None
+    qkv: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
+    finish: Callable[[Tensor], Tensor] | None = None
+    scale: float | None = None
+    causal: bool = False
+
+
+def causal(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    return i >= j
+
+
+CAUSAL = Variant(causal, causal=True)
+
+
+def alibi(given: Given) -> Variant:
+    heads = given.extents["h"]
+    return Variant(causal, lambda s, b, h, i, j: s + (j - i) * torch.exp2(-8.0 * (h + 1) / heads))
+
+
+def alibi_slopes(given: Given) -> Variant:
+    slope = given["slope"].detach()
+    return Variant(causal, lambda s, b, h, i, j: s - slope[h] * (i - j))
+
+
+def softcap(given: Given) -> Variant:
+    cap = given.params["cap"]
+    return Variant(causal, lambda s, b, h, i, j: cap * torch.tanh(s / cap))
+
+
+def sliding_window(given: Given) -> Variant:
+    window = given.params["window"]
+    return Variant(lambda b, h, i, j: (i >= j) & (i - j < window))
+
+
+def dilated_window(given: Given) -> Variant:
+    window, dilation = given.params["window"], given.params["dilation"]
+    return Variant(lambda b, h, i, j: ((i - j).abs() <= window) & ((i - j).abs() % dilation == 0))
+
+
+def global_window(given: Given) -> Variant:
+    window, everywhere = given.params["window"], given["everywhere"]
+    return Variant(lambda b, h, i, j: ((i - j).abs() <= window) | everywhere[i] | everywhere[j])
+
+
+def prefix_lm(given: Given) -> Variant:
+    prefix = given["prefix"]
+    return Variant(lambda b, h, i, j: (j <= i) | (j < prefix[b]))
+
+
+def document_mask(given: Given) -> Variant:
+    doc = given["doc"]
+    return Variant(lambda b, h, i, j: (i >= j) & (doc[b, i] == doc[b, j]))
+
+
+def in_context_blocks(given: Given) -> Variant:
+    block, test = given["block"], given["test"]
+    return Variant(lambda b, h, i, j: (i >= j) & ((block[b, i] == block[b, j]) | (i >= test[b])))
+
+
+def chunked(given: Given) -> Variant:
+    chunk = given.params["chunk"]
+    return Variant(lambda b, h, i, j: (i >= j) & (i // chunk == j // chunk))
+
+
+def block_causal(given: Given) -> Variant:
+    block = given.params["block"]
+    return Variant(lambda b, h, i, j: j // block <= i // block)
+
+
+def streaming(given: Given) -> Variant:
+    sinks, window = given.params["sinks"], given.params["window"]
+    return Variant(lambda b, h, i, j: (i >= j) & ((j < sinks) | (i - j < window)))
+
+
+def fastgen(given: Given) -> Variant:
+    special, keep, local = given["special"], given["keep"], given["local"]
+    return Variant(lambda b, h, i, j: (i >= j) & (special[b, j] | keep[b, h, j] | (i - j <= local[h])))
+
+
+def natten1d(given: Given) -> Variant:
+    window, dilation, size = given.params["window"], given.params["dilation"], given.extents["j"]
+
+    def mask(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        group = i % dilation
+        length = (size - group + dilation - 1) // dilation
+        start = torch.minimum((i // dilation - window // 2).clamp(min=0), length - window)
+        return (j % dilation == group) & (j // dilation >= start) & (j // dilation - start < window)
+
+    return Variant(mask)
+
+
+def natten2d(given: Given) -> Variant:
+    window, high, wide = given.params["window"], given.extents["y"], given.extents["x"]
+
+    def near(q: Tensor, k: Tensor, size: int) -> Tensor:
+        start = (q - window // 2).clamp(0, size - window)
+        return (k >= start) & (k - start < window)
+
+    def mask(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return near(i // wide, j // wide, high) & near(i % wide, j % wide, wide)
+
+    def flat() -> tuple[Tensor, Tensor, Tensor]:
+        return given["q"].flatten(2, 3), given["k"].flatten(2, 3), given["v"].flatten(2, 3)
+
+    return Variant(mask, qkv=flat, finish=lambda o: o.unflatten(2, (high, wide)))
+
+
+def natten3d(given: Given) -> Variant:
+    window, depth = given.params["window"], given.params["depth"]
+    deep, high, wide = given.extents["z"], given.extents["y"], given.extents["x"]
+
+    def near(q: Tensor, k: Tensor, size: int, kept: int) -> Tensor:
+        start = (q - kept // 2).clamp(0, size - kept)
+        return (k >= start) & (k - start < kept)
+
+    def mask(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        plane = near(i // (high * wide), j // (high * wide), deep, depth)
+        row = near(i // wide % high, j // wide % high, high, window)
+        return plane & row & near(i % wide, j % wide, wide, window)
+
+    def flat() -> tuple[Tensor, Tensor, Tensor]:
+        return given["q"].flatten(2, 4), given["k"].flatten(2, 4), given["v"].flatten(2, 4)
+
+    return Variant(mask, qkv=flat, finish=lambda o: o.unflatten(2, (deep, high, wide)))
+
+
+def sta2d(given: Given) -> Variant:
+    tile, tiles_x, tiles_y, wx, wy = (given.params[p] for p in ("tile", "tiles_x", "tiles_y", "wx", "wy"))
+
+    def mask(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        ti, tj = i // tile, j // tile
+        cx = (ti % tiles_x).clamp(wx // 2, tiles_x - 1 - wx // 2)
+        cy = (ti // tiles_x).clamp(wy // 2, tiles_y - 1 - wy // 2)
+        return ((cx - tj % tiles_x).abs() <= wx // 2) & ((cy - tj // tiles_x).abs() <= wy // 2)
+
+    return Variant(mask)
+
+
+def tree(given: Given) -> Variant:
+    prefix, ancestor = given.params["prefix"], given["ancestor"]
+    nodes = ancestor.shape[1]
+    return Variant(lambda b, h, i, j: (j < prefix) | ((j - prefix < nodes) & ancestor[i, (j - prefix).clamp(0, nodes - 1)]))
+
+
+def t5_bias(given: Given) -> Variant:
+    bias, longest, one_sided = given["bias"].detach(), given.params["longest"], given.params["causal"]
+    sides = 1 if one_sided else 2
+    span = bias.shape[1] // sides
+    exact = span // 2
+
+    def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        r = (i - j).clamp(min=0) if one_sided else (i - j).abs()
+        far = exact + (torch.log(r.clamp(min=1) / exact) / math.log(longest / exact) * (span - exact)).floor().to(torch.int64)
+        at = torch.where(r < exact, r, far.clamp(max=span - 1)) + torch.where(j > i, span * (sides - 1), 0)
+        return s + bias[h, at]
+
+    return Variant(causal if one_sided else None, score, scale=1.0)
+
+
+def graphormer(given: Given) -> Variant:
+    bias, dist = given["bias"].detach(), given["dist"]
+    return Variant(None, lambda s, b, h, i, j: s + bias[h, dist[b, i, j]])
+
+
+def row_col_bias(given: Given) -> Variant:
+    row, col = given["row"].detach(), given["col"].detach()
+    return Variant(causal, lambda s, b, h, i, j: s + row[b, h, i] - col[b, h, j])
+
+
+def kerple(given: Given) -> Variant:
+    a, c = given["a"].detach(), given["c"].detach()
+    return Variant(causal, lambda s, b, h, i, j: s - a[h] * torch.log1p(c[h] * (i - j)))
+
+
+def log_n(given: Given) -> Variant:
+    scale = given["scale"].detach()
+    return Variant(causal, lambda s, b, h, i, j: s * scale[h] * torch.log(i + 1.0))
+
+
+def qk_norm(given: Given) -> Variant:
+    def normalised() -> tuple[Tensor, Tensor, Tensor]:
+        width = (given.extents["d"],)
+        q = F.layer_norm(given["q"], width, given["gq"], given["bq"])
+        return q, F.layer_norm(given["k"], width, given["gk"], given["bk"]), given["v"]
+
+    return Variant(causal, qkv=normalised, causal=True)
+
+
+def rope(given: Given) -> Variant:
+    def rotated(x: Tensor) -> Tensor:
+        angle = torch.arange(x.shape[2], device=x.device)[:, None] * given["freq"]
+        cos, sin = torch.cat((angle.cos(),) * 2, -1), torch.cat((angle.sin(),) * 2, -1)
+        first, second = x.chunk(2, -1)
+        return (x * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)
+
+    return Variant(causal, qkv=lambda: (rotated(given["q"]), rotated(given["k"]), given["v"]), causal=True)
+
+
+def mla(given: Given) -> Variant:
+    def joined() -> tuple[Tensor, Tensor, Tensor]:
+        latent = given["c"][:, None]
+        return torch.cat((given["ql"], given["qr"]), -1), torch.cat((latent, given["kr"][:, None]), -1), latent
+
+    return Variant(causal, qkv=joined, scale=given.params["scale"], causal=True)
+
+
+def mla_full(given: Given) -> Variant:
+    def joined() -> tuple[Tensor, Tensor, Tensor]:
+        kr = given["kr"][:, None].expand(-1, given.extents["h"], -1, -1)
+        return torch.cat((given["qc"], given["qr"]), -1), torch.cat((given["kc"], kr), -1), given["v"]
+
+    return Variant(causal, qkv=joined, causal=True)
+
+
+def gated_attention(given: Given) -> Variant:
+    return Variant(causal, causal=True, finish=lambda o: torch.sigmoid(given["gate"]) * o)
+
+
+def differential(given: Given) -> Variant:
+    """Both softmaxes as heads of one call."""
+
+    def stacked() -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            torch.cat((given["q1"], given["q2"]), 1),
+            torch.cat((given["k1"], given["k2"]), 1),
+            torch.cat((given["v"], given["v"]), 1),
+        )
+
+    def difference(o: Tensor) -> Tensor:
+        first, second = o.chunk(2, 1)
+        return first - given["lam"][:, None, None] * second
+
+    return Variant(causal, qkv=stacked, finish=difference, causal=True)
+
+
+def kitchen_sink(given: Given) -> Variant:
+    """The sink is a key of its own, behind the others, with a zero value."""
+    window, cap, keys = given.params["window"], given.params["cap"], given.extents["j"]
+    slope, sink, doc = given["slope"].detach(), given["sink"].detach(), given["doc"]
+
+    def mask(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        inside = j.clamp(max=keys - 1)
+        return (j == keys) | ((i >= j) & (i - j < window) & (doc[b, i] == doc[b, inside]))
+
+    def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return torch.where(j == keys, sink[h], cap * torch.tanh(s / cap) - slope[h] * (i - j))
+
+    return Variant(mask, score, qkv=lambda: with_sink(given))
+
+
+def attention_sink(given: Given) -> Variant:
+    keys, sink = given.extents["j"], given["sink"].detach()
+    return Variant(
+        lambda b, h, i, j: (i >= j) | (j == keys), lambda s, b, h, i, j: torch.where(j == keys, sink[h], s), qkv=lambda: with_sink(given)
+    )
+
+
+def softmax_one(given: Given) -> Variant:
+    keys = given.extents["j"]
+    return Variant(lambda b, h, i, j: (i >= j) | (j == keys), qkv=lambda: with_sink(given))
+
+
+def with_sink(given: Given) -> tuple[Tensor, Tensor, Tensor]:
+    return given["q"], F.pad(given["k"], (0, 0, 0, 1)), F.pad(given["v"], (0, 0, 0, 1))
+
+
+VARIANTS: dict[str, Callable[[Given], Variant]] = {
+    "full": lambda given: Variant(causal=False),
+    "softmax_attention": lambda given: CAUSAL,
+    **{
+        row.__name__: row
+        for row in (
+            alibi, alibi_slopes, softcap, sliding_window, dilated_window, global_window, prefix_lm, document_mask, in_context_blocks,
+            chunked, block_causal, streaming, fastgen, natten1d, natten2d, natten3d, sta2d, tree, t5_bias, graphormer, row_col_bias,
+            kerple, log_n, qk_norm, rope, mla, mla_full, gated_attention, differential, kitchen_sink, attention_sink, softmax_one,
+        )
+    },
+}  # fmt: skip
+
+
+def peers(
+    kernel: str, inputs: Mapping[str, Tensor], params: Mapping[str, Any], extents: Mapping[str, int], compiled: bool = True
+) -> Sequence[Peer]:
+    """What can compute the first output of the kernel of this name. ``compiled`` is False only to test this table quickly."""
+    if kernel not in VARIANTS:
+        return ()
+    torch.compiler.reset()  # the compiler gives up on a function after a few variants
+    given = Given(inputs, params, extents)
+    variant = VARIANTS[kernel](given)
+    found = [_flex(variant, given, compiled)]
+    if variant.score is None:
+        found.insert(0, _sdpa(variant, given))
+    return found
+
+
+def _inputs(variant: Variant, given: Given) -> tuple[Tensor, Tensor, Tensor]:
+    return variant.qkv() if variant.qkv is not None else (given["q"], given["k"], given["v"])
+
+
+def _shape(variant: Variant, given: Given) -> tuple[int, int, int, int, str]:
+    with torch.no_grad():
+        q, k, _ = _inputs(variant, given)
+    return q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device.type
+
+
+def _sdpa(variant: Variant, given: Given) -> Peer:
+    b, h, rows, keys, device = _shape(variant, given)
+    stored = None
+    if variant.mask is not None and not (variant.causal and rows == keys):
+        stored = create_mask(variant.mask, b, h, rows, keys, device=device)
+
+    def forward() -> Tensor:
+        q, k, v = _inputs(variant, given)
+        plain = variant.causal and stored is None
+        o = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=stored, is_causal=plain, scale=variant.scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return variant.finish(o) if variant.finish is not None else o
+
+    return Peer("sdpa", forward)
+
+
+def _flex(variant: Variant, given: Given, compiled: bool) -> Peer:
+    call: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+    b, h, rows, keys, device = _shape(variant, given)
+    blocks = None if variant.mask is None else create_block_mask(variant.mask, b, h, rows, keys, device=device)
+
+    def forward() -> Tensor:
+        q, k, v = _inputs(variant, given)
+        grouped = q.shape[1] != k.shape[1]
+        o = call(q, k, v, score_mod=variant.score, block_mask=blocks, scale=variant.scale, enable_gqa=grouped)
+        return variant.finish(o) if variant.finish is not None else o
+
+    return Peer("flex", forward, backward=device != "cpu")

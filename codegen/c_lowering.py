@@ -1,0 +1,254 @@
+"""Plan statements -> steps of a C kernel: runs of fusable pieces, matrix products, tile loads, loops.
+
+What is decided here is only how C goes about a statement (a product by the register-blocked kernel, or multiply and fold),
+never what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from ..compiler import ir
+from ..compiler.plan import (
+    Accumulate,
+    Advance,
+    Begin,
+    Compute,
+    Contract,
+    Edge,
+    Fold,
+    Index,
+    Kernel,
+    Load,
+    Local,
+    Loop,
+    Origin,
+    Scatter,
+    Statement,
+    Store,
+    inner_statements,
+    local,
+)
+from .c_pieces import Define, Fill, Folded, Gather, Move, Piece, Scale, Space, Spread, Write, writes
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """Pieces that may be fused."""
+
+    pieces: list[Piece] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TileLoad:
+    """A tile of reals, copied by a helper."""
+
+    load: Load
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Product:
+    """``target`` (+)= ``left`` [rows, depth] . ``right`` [depth, columns]; ``rows`` is None for a vector times a matrix."""
+
+    target: ir.Node
+    left: ir.Node
+    right: ir.Node
+    rows: str | None
+    depth: str
+    columns: str
+    accumulate: bool
+    rescale: Local | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Clear:
+    """Zero the tensor that holds a carried value in place."""
+
+    begin: Begin
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sweep:
+    loop: Loop
+    steps: list[Step]
+
+
+Step = Run | TileLoad | Product | Clear | Sweep
+
+
+class Lowering:
+    """Lowers the body of one kernel. ``in_place`` maps a carried value to the tensor that holds it."""
+
+    def __init__(self, kernel: Kernel, names: dict[ir.Node, str], float_buffers: set[str]) -> None:
+        self.kernel = kernel
+        self.names = names
+        self.float_buffers = float_buffers
+        self.statements = inner_statements(kernel.body)
+        self.loads = {s.node: s for s in self.statements if isinstance(s, Load)}
+        self.defined = {s.node for s in self.statements if isinstance(s, Load | Contract | Fold)}
+        self.in_place = {s.local: s.buffer for s in self.statements if isinstance(s, Begin) and s.buffer is not None}
+        factors = {n for s in self.statements if isinstance(s, Contract | Accumulate) for n in (s.lhs, s.rhs) if n is not None}
+        for s in self.statements:
+            if isinstance(s, Compute) and (s.node in factors or not self.is_index_only(s.node)):
+                self.defined.add(s.node)
+
+    def space(self, *nodes: ir.Node) -> Space:
+        axes = {a for n in nodes for a in n.axes}
+        return tuple(a for a in self.kernel.tile_order if a in axes)
+
+    def is_index_only(self, node: ir.Node) -> bool:
+        """Whether an int or bool is made of indices, sizes and numbers alone: cheaper to compute again than to keep."""
+        if node.kind == "real" or node in self.defined:
+            return False
+        if isinstance(node, ir.Pointwise):
+            return all(self.is_index_only(a) for a in node.args)
+        return isinstance(node, Index | Origin | Edge | ir.Position | ir.Size | ir.Const | ir.Param)
+
+    def values_in(self, *nodes: ir.Node) -> tuple[ir.Node, ...]:
+        """The values obtained by statements, and carried ones, that nodes are made of."""
+        found: dict[ir.Node, None] = {}
+
+        def visit(node: ir.Node) -> None:
+            if node in self.defined or isinstance(node, Local):
+                found[node] = None
+            elif isinstance(node, ir.Pointwise):
+                for argument in node.args:
+                    visit(argument)
+
+        for node in nodes:
+            visit(node)
+        return tuple(found)
+
+    def steps(self, body: tuple[Statement, ...]) -> list[Step]:
+        result: list[Step] = []
+        run = Run()
+
+        def flush() -> Run:
+            if run.pieces:
+                result.append(run)
+            return Run()
+
+        for statement in body:
+            match statement:
+                case Begin(buffer=str()):
+                    run = flush()
+                    result.append(Clear(statement))
+                case Loop(body=inner):
+                    run = flush()
+                    result.append(Sweep(statement, self.steps(inner)))
+                case Load() if self.is_tile_load(statement):
+                    if self.reads_from(statement, run):
+                        run = flush()
+                    result.append(TileLoad(statement))
+                case Contract(node=node, lhs=lhs, rhs=rhs, over=over) if product := self.product(node, lhs, rhs, over, False, None):
+                    run = flush()
+                    result.append(product)
+                case Accumulate(op="sum", local=carried, lhs=lhs, rhs=ir.Node() as rhs, over=over, rescale=rescale) if product := self.product(
+                    carried, lhs, rhs, over, True, rescale
+                ):
+                    run = flush()
+                    result.append(product)
+                case _:
+                    run.pieces.extend(self.pieces(statement))
+        flush()
+        return result
+
+    def is_tile_load(self, load: Load) -> bool:
+        """Whether a load is a rectangle of memory, which a helper copies."""
+        space = self.space(load.node)
+        at = [node for _, node in load.at]
+        return bool(space) and len(space) <= 3 and load.buffer in self.float_buffers and not self.space(*at)
+
+    def reads_from(self, load: Load, run: Run) -> bool:
+        """Whether a load needs something that a run makes (an address), so that it cannot go before it."""
+        made = {n for piece in run.pieces for n in writes(piece)}
+        stored = {p.buffer for p in run.pieces if isinstance(p, Write)}
+        return any(n in made for n in self.values_in(*(node for _, node in load.at))) or load.buffer in stored
+
+    def product(
+        self, target: ir.Node, lhs: ir.Node, rhs: ir.Node, over: tuple[str, ...], accumulate: bool, rescale: Local | None
+    ) -> Product | None:
+        """The statement as a matrix product, or None where it has not that form."""
+        space, left, right = self.space(target), self.space(lhs), self.space(rhs)
+        depth = [a for a in self.space(lhs, rhs) if a in over]
+        made = all(n in self.defined or isinstance(n, Local) for n in (lhs, rhs))
+        if not made or len(depth) != 1 or depth[0] not in left or depth[0] not in right or {*left, *right} != {*space, *depth}:
+            return None
+        columns = space[-1] if space else None
+        if columns is None or (columns in left) == (columns in right):
+            return None
+        if columns in left:
+            lhs, rhs, left, right = rhs, lhs, right, left
+        rows = space[0] if len(space) == 2 else None
+        if len(space) > 2 or len(right) != 2 or len(left) != len(space):
+            return None
+        if rows is None and right.index(columns) == 0:
+            return None  # a matrix times a vector: dot products along the rows as they lie
+        if rescale is not None and columns in rescale.axes:
+            return None
+        return Product(target, lhs, rhs, rows, depth[0], columns, accumulate, rescale)
+
+    def pieces(self, statement: Statement) -> Iterator[Piece]:
+        match statement:
+            case Load(node=node, at=at):
+                yield Gather(self.space(node), statement, self.values_in(*(n for _, n in at)))
+            case Compute(node=node):
+                if node in self.defined:
+                    assert isinstance(node, ir.Pointwise)
+                    yield Define(self.space(node), node, self.values_in(*node.args))
+            case Contract(node=node, lhs=lhs, rhs=rhs, over=over):
+                yield from self.fold(node, "sum", (lhs, rhs), over, False, None)
+            case Fold(node=node, op=op, x=x, over=over):
+                yield from self.fold(node, op, (x,), over, False, None)
+            case Begin(local=carried, op=op):
+                yield Fill(self.space(carried), carried, op)
+                if op == "argmax":
+                    yield Fill(self.space(carried), self.best(carried), "max")
+            case Advance(local=carried, score=score, over=over, rescale=rescale):
+                candidate = local(carried.name + "_next", carried.axes)
+                yield from self.fold(candidate, "highest", (score,), over, False, None)
+                yield Move(self.space(carried), carried, candidate, rescale, ())
+            case Accumulate(local=carried, op=op, lhs=lhs, rhs=rhs, over=over, rescale=rescale):
+                yield from self.fold(carried, op, (lhs,) if rhs is None else (lhs, rhs), over, True, rescale)
+            case Scatter(local=carried, axis=axis, at=at, x=x):
+                yield Spread(self.space(x, at), carried, axis, at, x, self.values_in(at, x))
+            case Store(buffer=buffer, node=node, checked=checked):
+                yield Write(self.space(node), buffer, node, checked, self.values_in(node))
+            case Loop():
+                raise AssertionError("a loop is a step of its own")
+            case _:
+                assert_never(statement)
+
+    def best(self, target: ir.Node) -> Local:
+        """The value at the place that an argmax has found so far."""
+        return local((target.name if isinstance(target, Local) else self.names[target]) + "_best", target.axes)
+
+    def fold(
+        self, target: ir.Node, op: str, factors: tuple[ir.Node, ...], over: tuple[str, ...], join: bool, rescale: Local | None
+    ) -> Iterator[Piece]:
+        """A fold whose folded axes are innermost ends when its loop does; any other one joins element by element."""
+        space = self.space(target, *factors)
+        folded = tuple(a for a in space if a in over)
+        suffix = folded == space[len(space) - len(folded) :]
+        kept = self.space(target)
+        best = None
+        if op == "argmax":
+            best = self.best(target)
+        index = next((a for a in over), None)
+        reads = self.values_in(*factors)
+        if suffix:
+            yield Folded(space, target, op, factors, folded, "join" if join else "set", rescale, best, index, _with(reads, rescale))
+            return
+        if not join:
+            yield Fill(kept, target, op)
+            if best is not None:
+                yield Fill(kept, best, "max")
+        elif rescale is not None:
+            yield Scale(kept, target, rescale, (rescale,))
+        yield Folded(space, target, op, factors, folded, "join", None, best, index, reads)
+
+
+def _with(reads: tuple[ir.Node, ...], more: ir.Node | None) -> tuple[ir.Node, ...]:
+    return reads if more is None else (*reads, more)

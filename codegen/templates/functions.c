@@ -1,0 +1,480 @@
+//// power_of_two
+// 2**n for -127 <= n <= 127; 2**-127 comes out as 0.
+static inline float power_of_two(int n)
+{
+    union { int32_t bits; float value; } power = {.bits = (n + 127) << 23};
+    return power.value;
+}
+
+//// exponential
+// exp(x), relative error about 1e-7; 0 below -87.3 (and for -inf), inf above 88.7.
+static inline float exponential(float x)
+{
+    const float n = rintf(x * 1.44269504f);
+    const float r = fmaf(n, 1.42860677e-6f, fmaf(n, -0.693148613f, x));
+    const float tail = fmaf(fmaf(fmaf(fmaf(1.39517116e-3f, r, 8.36959947e-3f), r, 4.16661873e-2f), r, 0.166665122f), r, 0.5f);
+    const float fraction = fmaf(r * r, tail, r) + 1.0f;
+    float result = (fraction + fraction) * power_of_two((int)n - 1);
+    result = x < -87.33f ? 0.0f : result;
+    return x > 88.722f ? INFINITY : result;
+}
+
+//// exponential2
+// 2**x: as exact as exp, and exact for whole x.
+static inline float exponential2(float x)
+{
+    const float n = rintf(x);
+    const float r = (x - n) * 0.693147181f;
+    const float tail = fmaf(fmaf(fmaf(fmaf(1.39517116e-3f, r, 8.36959947e-3f), r, 4.16661873e-2f), r, 0.166665122f), r, 0.5f);
+    const float fraction = fmaf(r * r, tail, r) + 1.0f;
+    float result = (fraction + fraction) * power_of_two((int)n - 1);
+    result = x < -126.0f ? 0.0f : result;
+    return x >= 128.0f ? INFINITY : result;
+}
+
+//// exponential_difference
+// exp(x - y); 0 where x is -inf, whatever y is.
+static inline float exponential_difference(float x, float y)
+{
+    return exponential(x - (y == -INFINITY ? 0.0f : y));
+}
+
+//// rescaling
+// exp(old - new) for a running maximum that moved; 1 while both are -inf.
+static inline float rescaling(float old, float new)
+{
+    return old == new ? 1.0f : exponential(old - new);
+}
+
+//// logarithm
+// log(x), about 1 ulp; -inf at 0, nan below.
+static inline float logarithm(float x)
+{
+    const float scaled = x < 1.17549435e-38f ? x * 8388608.0f : x;
+    union { float value; int32_t bits; } split = {.value = scaled};
+    const int exponent = (split.bits - 0x3f3504f3) >> 23;
+    split.bits -= exponent << 23;
+    const float n = (float)(exponent - (x < 1.17549435e-38f ? 23 : 0));
+    const float r = split.value - 1.0f;
+    float tail = fmaf(6.91764206e-2f, r, -0.118328594f);
+    tail = fmaf(tail, r, 0.118941717f);
+    tail = fmaf(tail, r, -0.123787858f);
+    tail = fmaf(tail, r, 0.142152801f);
+    tail = fmaf(tail, r, -0.166694477f);
+    tail = fmaf(tail, r, 0.200023875f);
+    tail = fmaf(tail, r, -0.249999851f);
+    tail = fmaf(tail, r, 0.333333075f);
+    const float square = r * r;
+    const float low = fmaf(n, -1.90465421e-9f, fmaf(square * r, tail, -0.5f * square));
+    float result = fmaf(n, 0.693147182f, r + low);
+    result = x == INFINITY ? INFINITY : result;
+    result = x == 0.0f ? -INFINITY : result;
+    return x >= 0.0f ? result : NAN;
+}
+
+//// log_of_one_plus
+// log(1 + x), exact to a few ulp near 0: the rounding of 1 + x is divided out again.
+static inline float log_of_one_plus(float x)
+{
+    const float sum = 1.0f + x;
+    const float rounded = sum - 1.0f;
+    const float result = logarithm(sum) * (x / (rounded == 0.0f ? 1.0f : rounded));
+    return rounded == 0.0f || x == INFINITY ? x : result;
+}
+
+//// exponential_minus_one
+// exp(x) - 1, exact to a few ulp near 0.
+static inline float exponential_minus_one(float x)
+{
+    const float r = x;
+    float near = fmaf(1.9841270e-4f, r, 1.38888889e-3f);
+    near = fmaf(near, r, 8.33333333e-3f);
+    near = fmaf(near, r, 4.16666667e-2f);
+    near = fmaf(near, r, 0.166666667f);
+    near = fmaf(near, r, 0.5f);
+    near = fmaf(r * r, near, r);
+    return fabsf(x) < 0.35f ? near : exponential(x) - 1.0f;
+}
+
+//// hyperbolic_tangent
+// tanh(x), about 2 ulp.
+static inline float hyperbolic_tangent(float x)
+{
+    const float square = x * x;
+    float tail = fmaf(-5.90583682e-3f, square, 2.0805357e-2f);
+    tail = fmaf(tail, square, -5.37866764e-2f);
+    tail = fmaf(tail, square, 0.133319587f);
+    tail = fmaf(tail, square, -0.333332986f);
+    const float near = fmaf(x * square, tail, x);
+    const float far = 1.0f - 2.0f / (exponential(2.0f * fabsf(x)) + 1.0f);
+    return fabsf(x) < 0.6f ? near : copysignf(far, x);
+}
+
+//// sigmoid
+static inline float sigmoid(float x)
+{
+    return 1.0f / (1.0f + exponential(-x));
+}
+
+//// softplus
+// log(1 + exp(x)) without overflow.
+static inline float softplus(float x)
+{
+    return (x > 0.0f ? x : 0.0f) + log_of_one_plus(exponential(-fabsf(x)));
+}
+
+//// log_sigmoid
+// log(sigmoid(x)) without overflow.
+static inline float log_sigmoid(float x)
+{
+    return (x < 0.0f ? x : 0.0f) - log_of_one_plus(exponential(-fabsf(x)));
+}
+
+//// log_of_sum
+// log(exp(a) + exp(b)); -inf where both are -inf.
+static inline float log_of_sum(float a, float b)
+{
+    const float larger = a > b ? a : b;
+    const float gap = a == b ? 0.0f : fabsf(a - b);
+    return larger + log_of_one_plus(exponential(-gap));
+}
+
+//// silu
+static inline float silu(float x)
+{
+    return x / (1.0f + exponential(-x));
+}
+
+//// error_function
+// erf(x), about 2 ulp.
+static inline float error_function(float x)
+{
+    const float square = x * x;
+    float near = fmaf(7.88910911e-5f, square, -8.02083814e-4f);
+    near = fmaf(near, square, 5.18953521e-3f);
+    near = fmaf(near, square, -2.68544443e-2f);
+    near = fmaf(near, square, 0.112836003f);
+    near = fmaf(near, square, -0.37612626f);
+    near = fmaf(near, square, 0.128379107f);
+    near = fmaf(near, x, x);
+    const float size = fabsf(x) < 4.0f ? fabsf(x) : 4.0f;
+    float decay = fmaf(4.31421495e-6f, size, -3.79298872e-5f);
+    decay = fmaf(decay, size, -8.88485447e-5f);
+    decay = fmaf(decay, size, 3.0394753e-3f);
+    decay = fmaf(decay, size, -2.28525698e-2f);
+    decay = fmaf(decay, size, 0.105433516f);
+    decay = fmaf(decay, size, 0.635536432f);
+    decay = fmaf(decay, size, 1.12857115f);
+    const float far = 1.0f - exponential(-size * decay);
+    return fabsf(x) < 1.0f ? near : x != x ? x : copysignf(far, x);
+}
+
+//// gelu
+static inline float gelu(float x)
+{
+    return 0.5f * x * (1.0f + error_function(0.707106781f * x));
+}
+
+//// gelu_tanh
+static inline float gelu_tanh(float x)
+{
+    return 0.5f * x * (1.0f + hyperbolic_tangent(0.797884561f * fmaf(0.044715f * x * x, x, x)));
+}
+
+//// circle
+// sin(x + quarters * pi / 2); the argument is reduced in double, good to |x| of 1e9.
+static inline float circle(float x, int quarters)
+{
+    const double turns = rint((double)x * 0.63661977236758134);
+    const float r = (float)((double)x - turns * 1.5707963267948966);
+    const int quarter = (int)turns + quarters;
+    const float square = r * r;
+    float sine = fmaf(2.71756403e-6f, square, -1.98392561e-4f);
+    sine = fmaf(sine, square, 8.33332911e-3f);
+    sine = fmaf(sine, square, -0.166666672f);
+    sine = fmaf(r * square, sine, r);
+    float cosine = fmaf(-2.72032992e-7f, square, 2.47994358e-5f);
+    cosine = fmaf(cosine, square, -1.38888834e-3f);
+    cosine = fmaf(cosine, square, 4.16666679e-2f);
+    cosine = fmaf(square * square, cosine, fmaf(-0.5f, square, 1.0f));
+    const float result = quarter & 1 ? cosine : sine;
+    return quarter & 2 ? -result : result;
+}
+
+//// squared
+static inline float squared(float x)
+{
+    return x * x;
+}
+
+//// cubed
+static inline float cubed(float x)
+{
+    return x * x * x;
+}
+
+//// fourth_power
+static inline float fourth_power(float x)
+{
+    return x * x * (x * x);
+}
+
+//// integer_power
+// base ** exponent for exponent >= 0.
+static inline int64_t integer_power(int64_t base, int64_t exponent)
+{
+    int64_t result = 1;
+    for (; exponent > 0; exponent >>= 1, base *= base)
+        result *= exponent & 1 ? base : 1;
+    return result;
+}
+
+//// floor_divide
+// Rounds down, as in Python; 0 for a divisor of 0.
+static inline int64_t floor_divide(int64_t a, int64_t b)
+{
+    if (b == 0 || b == -1)
+        return -b * -a;
+    return a / b - (a % b != 0 && (a < 0) != (b < 0));
+}
+
+//// floor_modulo
+// Has the sign of the divisor, as in Python; 0 for a divisor of 0.
+static inline int64_t floor_modulo(int64_t a, int64_t b)
+{
+    if (b == 0 || b == -1)
+        return 0;
+    return a % b + (a % b != 0 && (a < 0) != (b < 0) ? b : 0);
+}
+
+//// float_modulo
+// Has the sign of the divisor, as in Python.
+static inline float float_modulo(float a, float b)
+{
+    const float rest = fmodf(a, b);
+    return rest != 0.0f && (rest < 0.0f) != (b < 0.0f) ? rest + b : rest;
+}
+
+//// sign_of
+static inline float sign_of(float x)
+{
+    return (float)((x > 0.0f) - (x < 0.0f));
+}
+
+//// highest
+// The larger number, for a running maximum: a nan in b is passed over.
+static inline float highest(float a, float b)
+{
+    return b > a ? b : a;
+}
+
+//// maximum
+// The larger number; nan where either is nan.
+static inline float maximum(float a, float b)
+{
+    return a > b || a != a ? a : b;
+}
+
+//// minimum
+// The smaller number; nan where either is nan.
+static inline float minimum(float a, float b)
+{
+    return a < b || a != a ? a : b;
+}
+
+//// sign_of_int
+static inline int sign_of_int(int64_t x)
+{
+    return (x > 0) - (x < 0);
+}
+
+//// maximum_int
+static inline int64_t maximum_int(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+//// minimum_int
+static inline int64_t minimum_int(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+//// from_float16
+static inline float from_float16(_Float16 half)
+{
+    return (float)half;
+}
+
+//// to_float16
+static inline _Float16 to_float16(float value)
+{
+    return (_Float16)value;
+}
+
+//// from_bfloat16
+static inline float from_bfloat16(uint16_t half)
+{
+    union { uint32_t bits; float value; } wide = {.bits = (uint32_t)half << 16};
+    return wide.value;
+}
+
+//// to_bfloat16
+// Rounds to nearest, ties to even; a nan stays one.
+static inline uint16_t to_bfloat16(float value)
+{
+    union { float value; uint32_t bits; } wide = {.value = value};
+    const uint32_t rounded = wide.bits + 0x7fff + (wide.bits >> 16 & 1);
+    return (uint16_t)((value != value ? wide.bits | 0x400000 : rounded) >> 16);
+}
+
+//// load_float32
+LOAD_TILE(load_float32, float, )
+
+//// load_float16
+LOAD_TILE(load_float16, _Float16, from_float16)
+
+//// load_bfloat16
+LOAD_TILE(load_bfloat16, uint16_t, from_bfloat16)
+
+//// LOAD_TILE
+// Copies rows x columns elements of a tensor into a tile and fills the rest of the tile with 0. A transposed tile is loaded
+// by giving the strides the other way round.
+#define LOAD_TILE(name, type, convert)                                                                                       \
+    static void name(float *tile, int tile_rows, int tile_columns, int tile_stride, const type *source, int64_t row_stride,  \
+                     int64_t column_stride, int rows, int columns)                                                           \
+    {                                                                                                                        \
+        for (int r = 0; r < tile_rows; r++) {                                                                                \
+            const int inside = r < rows ? columns : 0;                                                                       \
+            const type *const row = source + r * row_stride;                                                                 \
+            if (column_stride == 1)                                                                                          \
+                for (int c = 0; c < inside; c++)                                                                             \
+                    tile[r * tile_stride + c] = convert(row[c]);                                                             \
+            else                                                                                                             \
+                for (int c = 0; c < inside; c++)                                                                             \
+                    tile[r * tile_stride + c] = convert(row[c * column_stride]);                                             \
+            for (int c = inside; c < tile_columns; c++)                                                                      \
+                tile[r * tile_stride + c] = 0.0f;                                                                            \
+        }                                                                                                                    \
+    }
+
+//// transpose
+// out[c][r] = tile[r][c]
+static void transpose(float *out, int out_stride, const float *tile, int tile_stride, int rows, int columns)
+{
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++)
+            out[c * out_stride + r] = tile[r * tile_stride + c];
+}
+
+//// allocate
+// Aligned scratch memory; the process ends where there is none, as a kernel has no way to report it.
+static void *allocate(int64_t bytes)
+{
+    void *const memory = aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64));
+    if (memory == NULL) {
+        fprintf(stderr, "weft: out of memory for %lld bytes of scratch\n", (long long)bytes);
+        abort();
+    }
+    return memory;
+}
+
+//// sum_of
+// The sum of a row, in a fixed order.
+static inline float sum_of(const float *row, int count)
+{
+    vector total = {0};
+    int c = 0;
+    for (; c + LANES <= count; c += LANES)
+        total += *(const vector *)(row + c);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++)
+            total[lane] += total[lane + half];
+    float result = total[0];
+    for (; c < count; c++)
+        result += row[c];
+    return result;
+}
+
+//// product
+// out = keep * out + left . right on tiles: out[r][c], left[r][k] at any strides, right[k][c] with its columns side by side.
+// keep is one factor a row; NULL starts from 0. Tiles are padded to whole vectors of columns.
+static void product(float *out, int64_t out_row, const float *keep, int64_t keep_row, const float *left, int64_t left_row,
+                    int64_t left_k, const float *right, int64_t right_k, int rows, int columns, int depth)
+{
+    const int vectors = (columns + LANES - 1) / LANES;
+    int v = 0;
+    for (; v + 4 <= vectors; v += 4)
+        product_columns(6, 4, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, rows, depth);
+    if (vectors - v == 3)
+        product_columns(8, 3, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, rows, depth);
+    if (vectors - v == 2)
+        product_columns(8, 2, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, rows, depth);
+    if (vectors - v == 1)
+        product_columns(8, 1, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, rows, depth);
+}
+
+//// unchanged
+static const float unchanged = 1.0f;
+
+//// product_columns
+// A panel of columns: blocks of rows, then the rows that are left one by one.
+INLINE void product_columns(const int block, const int vectors, float *out, int64_t out_row, const float *keep, int64_t keep_row,
+                            const float *left, int64_t left_row, int64_t left_k, const float *right, int64_t right_k, int rows,
+                            int depth)
+{
+    int r = 0;
+    for (; r + block <= rows; r += block)
+        product_block(block, vectors, out + r * out_row, out_row, keep ? keep + r * keep_row : NULL, keep_row, left + r * left_row,
+                      left_row, left_k, right, right_k, depth);
+    for (; r + 2 <= rows; r += 2)
+        product_block(2, vectors, out + r * out_row, out_row, keep ? keep + r * keep_row : NULL, keep_row, left + r * left_row,
+                      left_row, left_k, right, right_k, depth);
+    if (r < rows)
+        product_block(1, vectors, out + r * out_row, out_row, keep ? keep + r * keep_row : NULL, keep_row, left + r * left_row,
+                      left_row, left_k, right, right_k, depth);
+}
+
+//// product_block
+// The innermost block: every sum in a register, one broadcast number of `left` times a few vectors of `right`.
+INLINE void product_block(const int rows, const int vectors, float *out, int64_t out_row, const float *keep, int64_t keep_row,
+                          const float *left, int64_t left_row, int64_t left_k, const float *right, int64_t right_k, int depth)
+{
+    vector sum[8][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            sum[r][v] = (vector){0};
+    for (int k = 0; k < depth; k++) {
+        vector factors[4];
+        UNROLL for (int v = 0; v < vectors; v++)
+            factors[v] = *(const vector *)(right + k * right_k + v * LANES);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const float factor = left[r * left_row + k * left_k];
+            UNROLL for (int v = 0; v < vectors; v++)
+                sum[r][v] += factor * factors[v];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) {
+            vector *const target = (vector *)(out + r * out_row + v * LANES);
+            *target = keep ? keep[r * keep_row] * *target + sum[r][v] : sum[r][v];
+        }
+}
+
+//// INLINE
+#define INLINE static inline __attribute__((always_inline))
+
+//// UNROLL
+#define UNROLL _Pragma("GCC unroll 8")
+
+//// LANES
+#define LANES ((int)(sizeof(vector) / sizeof(float)))
+
+//// vector
+#if defined __AVX512F__
+typedef float vector __attribute__((vector_size(64), aligned(4), may_alias));
+#elif defined __AVX__
+typedef float vector __attribute__((vector_size(32), aligned(4), may_alias));
+#else
+typedef float vector __attribute__((vector_size(16), aligned(4), may_alias));
+#endif

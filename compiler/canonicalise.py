@@ -1,0 +1,52 @@
+"""Pass: one form for equal mathematics.
+
+Before: the graph as written. After: sums carry their conditions in ``where``, factors that do not vary with the summed
+axes stand in front, products have one order, constants are folded and positions inside reads are simplified, so that
+hash-consing finds what is common. Non-goal: anything that changes rounding by more than a reordering does.
+"""
+
+from __future__ import annotations
+
+from . import algebra, ir
+
+
+def canonicalise(roots: dict[str, ir.Node]) -> dict[str, ir.Node]:
+    """The same outputs in canonical form."""
+    memo: dict[ir.Node, ir.Node] = {}
+    for node in ir.topological(roots.values()):
+        memo[node] = _canonical(node, tuple(memo[c] for c in ir.children(node)))
+    return {name: memo[node] for name, node in roots.items()}
+
+
+def _canonical(node: ir.Node, new: tuple[ir.Node, ...]) -> ir.Node:
+    match node:
+        case ir.Pointwise(op="clamp"):
+            x, low, high = new
+            if x.kind == low.kind == high.kind == "int":
+                return ir.pointwise("min", ir.pointwise("max", x, low), high)
+            return ir.pointwise("clamp", *new)
+        case ir.Pointwise(op="exp"):
+            return _weight(new[0])
+        case ir.Pointwise(op="mul" | "div" as op) if node.kind == "real":
+            return algebra.product(algebra.factors(algebra.rebuild_pointwise(op, new)))
+        case ir.Pointwise(op=op):
+            return algebra.rebuild_pointwise(op, new)
+        case ir.Reduce(op="sum", over=over) if node.kind == "real":
+            return algebra.reduce_sum(over, new[0], new[1] if len(new) > 1 else None)
+        case ir.Reduce(op=op, over=over):
+            condition = algebra.conjunction([new[1]]) if len(new) > 1 else None
+            known = set(algebra.conjuncts(condition))
+            return ir.reduce(op, over, algebra.under(new[0], known), None if condition is None else algebra.optional(condition))
+        case _:
+            return algebra.with_children(node, new)
+
+
+def _weight(exponent: ir.Node) -> ir.Node:
+    """exp(s - z), where z comes from an lse, as the weight that it is: 0 in an empty row."""
+    match exponent:
+        case ir.Pointwise(op="sub", args=(score, level)) if any(
+            isinstance(n, ir.Reduce) and n.op == "lse" for n in ir.topological([level])
+        ):
+            return ir.pointwise("expdiff", score, level)
+        case _:
+            return ir.pointwise("exp", exponent)

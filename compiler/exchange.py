@@ -1,0 +1,80 @@
+"""Pass: contraction exchange.
+
+sum_j A_ij (sum_e B_ie V_je) = sum_e B_ie (sum_j A_ij V_je): if the inner sum on the right is already known, a whole sweep is gone.
+
+Before: delta[i] = sum[j](p * sum[e](d_o * v)). After: delta[i] = sum[e](d_o * o), where o = sum[j](p * v) is an output.
+"""
+
+from __future__ import annotations
+
+from . import ir
+from .algebra import add, conjuncts, factors, product, reduce_sum, terms, total, with_children
+from .online import distribute, splits_terms
+
+
+def split_sums(roots: dict[str, ir.Node]) -> dict[str, ir.Node]:
+    """Sums over differently normalised terms become differences of sums (each normaliser has its own pivot).
+
+    Before: sum[j]((a1 - lam * a2) * v). After: sum[j](a1 * v) - lam * sum[j](a2 * v).
+    """
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological(roots.values()):
+        new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+        memo[n] = distribute(new) if isinstance(new, ir.Reduce) and new.op == "sum" and splits_terms(new) else new
+    return {name: memo[n] for name, n in roots.items()}
+
+
+def exchange_contractions(roots: dict[str, ir.Node], known: set[ir.Node]) -> dict[str, ir.Node]:
+    """Rewrite sums so that they use the sums in ``known`` (the reductions of the forward graph)."""
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological(roots.values()):
+        new = n if n in known else with_children(n, tuple(memo[c] for c in ir.children(n)))
+        memo[n] = _exchange(new, known) if isinstance(new, ir.Reduce) and new.op == "sum" and new not in known else new
+    return {name: memo[n] for name, n in roots.items()}
+
+
+def _exchange(n: ir.Reduce, known: set[ir.Node]) -> ir.Node:
+    parts = factors(n.x)
+    for place, f in enumerate(parts):
+        others = parts[:place] + parts[place + 1 :]
+        exchanged: list[tuple[int, ir.Node]] = []
+        left: list[tuple[int, ir.Node]] = []
+        for sign, term in terms(f):
+            found = _exchange_term(n, others, term, known)
+            if found is None:
+                left.append((sign, term))
+            else:
+                exchanged.append((sign, found))
+        if exchanged:
+            result = total(exchanged)
+            if left:
+                rest = reduce_sum(n.over, product([*others, total(left)]), n.where)
+                result = add(result, _exchange(rest, known) if isinstance(rest, ir.Reduce) else rest)
+            return result
+    return n
+
+
+def _exchange_term(n: ir.Reduce, others: list[ir.Node], term: ir.Node, known: set[ir.Node]) -> ir.Node | None:
+    """sum_j of others * term, where term = (scalars and rows) * sum_e(B * V), if sum_j(others * V) is known."""
+    over = set(n.over)
+    for inner in factors(term):
+        if not (isinstance(inner, ir.Reduce) and inner.op == "sum" and inner.where is None and not set(inner.over) & over):
+            continue
+        outside = [f for f in factors(term) if f is not inner]
+        fixed = [f for f in factors(inner.x) if not over & set(f.axes)]
+        moving = [f for f in factors(inner.x) if over & set(f.axes)]
+        if not fixed or not moving or any(set(f.axes) & set(inner.over) for f in (*others, *outside)):
+            continue
+        candidate = reduce_sum(over, product([*others, *outside, *moving]), n.where)
+        if _is_known(candidate, known):
+            return reduce_sum(inner.over, product([*fixed, candidate]))
+    return None
+
+
+def _is_known(candidate: ir.Node, known: set[ir.Node]) -> bool:
+    """Known but for factors that are not sums over what is swept."""
+    sums = [f for f in factors(candidate) if isinstance(f, ir.Reduce)]
+    match candidate:
+        case ir.Pointwise(op="where", args=(_, x, _)):
+            return _is_known(x, known)
+    return bool(sums) and all(s in known for s in sums) and not any(conjuncts(None))

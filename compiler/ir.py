@@ -1,0 +1,266 @@
+"""The equation graph, on one page.
+
+Nodes are immutable and hash-consed: two equal nodes are one object, so ``is`` is equality and a dict keyed by nodes
+is a memo. ``axes`` is a sorted tuple of names. Spans and names live beside the graph, never in a node, so that equal
+mathematics written twice is one node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ..dsl.typed import Kernel, Span
+
+Kind = Literal["bool", "int", "real"]
+
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Node:
+    axes: tuple[str, ...]
+    kind: Kind
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Input(Node):
+    """A tensor given by the caller: an input, or (in a derived graph) a cotangent or a saved value."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Param(Node):
+    """A scalar given at the call."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Size(Node):
+    """The extent of an axis."""
+
+    axis: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Position(Node):
+    """The position along an axis, counted from its origin."""
+
+    axis: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Const(Node):
+    value: bool | int | float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Pointwise(Node):
+    """``op`` of broadcast arguments: the names of ``dsl.typed.POINTWISE`` and those of ``DERIVED_POINTWISE``."""
+
+    op: str
+    args: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reduce(Node):
+    """``op`` in sum, prod, max, min, any, all, lse, argmax over the positions of ``over`` where ``where`` holds."""
+
+    op: str
+    over: tuple[str, ...]
+    x: Node
+    where: Node | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scan(Node):
+    """``op`` in cumsum, cumprod, cummax, cumlse along ``axis``; masked positions are skipped and keep the running value."""
+
+    op: str
+    axis: str
+    x: Node
+    where: Node | None
+    reverse: bool
+    exclusive: bool
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Read(Node):
+    """``x`` at positions ``at`` along axes of ``x``; 0 outside the extent."""
+
+    x: Node
+    at: tuple[tuple[str, Node], ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Select(Node):
+    """True on the ``k`` largest of ``x`` over ``over`` where ``where`` holds; the lower position wins a tie."""
+
+    over: tuple[str, ...]
+    x: Node
+    k: Node
+    where: Node | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class StateValue(Node):
+    """A state after ``version`` updates of the present step, as a value with its time axes; 0: before the step."""
+
+    name: str
+    version: int
+
+
+DERIVED_POINTWISE = {
+    "expdiff": 2,  # exp(x - y), and 0 where x is -inf, whatever y is: a softmax weight from a score and an lse
+}
+
+
+@dataclass(slots=True)
+class State:
+    """A carried value: ``updates[n]`` makes version n + 1; ``where`` (over time axes) skips a step where false."""
+
+    name: str
+    axes: tuple[str, ...]
+    along: tuple[str, ...]
+    reverse: bool
+    init: Node | None
+    updates: tuple[Node, ...]
+    where: Node | None
+
+
+@dataclass(slots=True)
+class Graph:
+    """The equations of one kernel. ``outputs`` maps a name to its node; ``names`` gives nodes the names of the spec."""
+
+    kernel: Kernel
+    outputs: dict[str, Node]
+    states: dict[str, State] = field(default_factory=dict)
+    names: dict[Node, str] = field(default_factory=dict)
+    spans: dict[Node, Span] = field(default_factory=dict)
+
+
+_interned: dict[tuple[Any, ...], Node] = {}
+
+
+def make(cls: type[Any], axes: Iterable[str], kind: Kind, *fields: Any) -> Any:
+    """The one node of class ``cls`` with these fields. Constants are told apart by type: 1, 1.0 and True differ."""
+    axes = tuple(sorted(set(axes)))
+    mark = (type(fields[0]), repr(fields[0])) if cls is Const else ()
+    key = (cls, axes, kind, fields, mark)
+    found = _interned.get(key)
+    if found is None:
+        found = _interned[key] = cls(axes, kind, *fields)
+    return found
+
+
+def children(node: Node) -> tuple[Node, ...]:
+    """The nodes that ``node`` is computed from, in a fixed order."""
+    match node:
+        case Pointwise(args=args):
+            return args
+        case Reduce(x=x, where=where) | Scan(x=x, where=where):
+            return (x,) if where is None else (x, where)
+        case Read(x=x, at=at):
+            return (x, *(e for _, e in at))
+        case Select(x=x, k=k, where=where):
+            return (x, k) if where is None else (x, k, where)
+        case _:
+            return ()
+
+
+def topological(roots: Iterable[Node]) -> Iterator[Node]:
+    """Every node that the roots need, operands first. Iterative: specs may be deep."""
+    seen: set[Node] = set()
+    for root in roots:
+        stack: list[tuple[Node, bool]] = [(root, False)]
+        while stack:
+            node, ready = stack.pop()
+            if ready:
+                yield node
+            elif node not in seen:
+                seen.add(node)
+                stack.append((node, True))
+                stack.extend((c, False) for c in reversed(children(node)))
+
+
+# Constructors: they compute axes and kinds, and fold constants where that is exact. --------------------------------
+
+
+def const(value: bool | int | float) -> Const:
+    kind: Kind = "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "real"
+    return make(Const, (), kind, value)
+
+
+def position(axis: str) -> Position:
+    return make(Position, (axis,), "int", axis)
+
+
+def size(axis: str) -> Size:
+    return make(Size, (), "int", axis)
+
+
+def union(nodes: Iterable[Node | None]) -> tuple[str, ...]:
+    return tuple(sorted({a for n in nodes if n is not None for a in n.axes}))
+
+
+REAL_RESULT = frozenset(
+    "div exp log log1p expm1 sqrt rsqrt sin cos tanh sigmoid logsigmoid softplus silu gelu gelu_tanh erf logaddexp expdiff".split()
+)
+INT_RESULT = frozenset("floordiv floor ceil round".split())
+BOOL_RESULT = frozenset("lt le gt ge eq ne and or not".split())
+
+
+def result_kind(op: str, args: tuple[Node, ...]) -> Kind:
+    """The kind of a pointwise result: comparisons are bool; floor, ceil, round and // are int; / and transcendental functions are real."""
+    if op in BOOL_RESULT:
+        return "bool"
+    if op in INT_RESULT:
+        return "int"
+    if op in REAL_RESULT:
+        return "real"
+    values = args[1:] if op == "where" else args[:1] if op in ("stopgrad", "clipgrad") else args
+    if any(a.kind == "real" for a in values):
+        return "real"
+    if op == "where" and all(a.kind == "bool" for a in values):
+        return "bool"
+    return "int"
+
+
+def pointwise(op: str, *args: Node) -> Node:
+    return make(Pointwise, union(args), result_kind(op, args), op, tuple(args))
+
+
+def reduce(op: str, over: Iterable[str], x: Node, where: Node | None = None) -> Node:
+    over = tuple(sorted(over))
+    kind: Kind = "bool" if op in ("any", "all") else "int" if op == "argmax" else "real" if op == "lse" else x.kind
+    if op in ("sum", "prod", "max", "min") and kind == "bool":
+        kind = "int"
+    axes = set(union((x, where))) - set(over)
+    return make(Reduce, axes, kind, op, over, x, where)
+
+
+def scan(op: str, axis: str, x: Node, where: Node | None, reverse: bool, exclusive: bool) -> Node:
+    kind: Kind = "real" if op == "cumlse" else "int" if x.kind == "bool" else x.kind
+    return make(Scan, {*union((x, where)), axis}, kind, op, axis, x, where, reverse, exclusive)
+
+
+def read(x: Node, at: Iterable[tuple[str, Node]]) -> Node:
+    at = tuple(sorted(at, key=lambda pair: pair[0]))
+    axes = (set(x.axes) - {a for a, _ in at}) | set(union(e for _, e in at))
+    return make(Read, axes, x.kind, x, at)
+
+
+def select(over: Iterable[str], x: Node, k: Node, where: Node | None) -> Node:
+    return make(Select, {*union((x, k, where)), *over}, "bool", tuple(sorted(over)), x, k, where)
+
+
+def conjunction(conditions: Iterable[Node | None]) -> Node | None:
+    """All of the conditions, or None where there is none."""
+    result: Node | None = None
+    for c in conditions:
+        if c is not None:
+            result = c if result is None or result is c else pointwise("and", result, c)
+    return result

@@ -1,0 +1,239 @@
+"""Masks are solved, not stored: intervals of conditions over tiles, and loop bounds.
+
+A tile spans ``start <= index < stop`` on each tiled axis. ``solve`` turns the conditions of a sweep into the range of the swept
+axis that can hold a kept element (outside it there is nothing to do) and the range in which every element is kept (inside it no
+element needs a test). ``possible`` is the scalar test whether a tile can hold a kept element at all, for conditions that no
+range describes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import ir
+from .affine import Affine, affine
+from .algebra import conjuncts
+from .plan import Index, edge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FLIPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
+NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The least and the greatest value of an int expression over a tile, as scalar nodes."""
+
+    low: ir.Node
+    high: ir.Node
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Indices of the swept axis: None stands for "from the beginning" or "to the end".
+
+    Kept elements lie in [start, stop); all of [full_start, full_stop) is kept, for every row of the tile, if ``solved``."""
+
+    start: ir.Node | None
+    stop: ir.Node | None
+    full_start: ir.Node | None
+    full_stop: ir.Node | None
+    solved: bool
+
+
+EVERYTHING = Range(None, None, None, None, True)
+UNKNOWN = Range(None, None, None, None, False)
+
+
+def int_op(op: str, a: ir.Node, b: ir.Node) -> ir.Node:
+    """An int operation in affine normal form where it is affine."""
+    if a is b and op in ("min", "max"):
+        return a
+    if isinstance(a, ir.Const) and isinstance(b, ir.Const):
+        values = {"min": min, "max": max}
+        if op in values:
+            return ir.const(int(values[op](a.value, b.value)))
+    node = ir.pointwise(op, a, b)
+    return affine(node).node() if op in ("add", "sub") else node
+
+
+def interval(node: ir.Node, tiles: frozenset[str]) -> Interval | None:
+    """Bounds of an int expression where the indices of ``tiles`` run over their tile and all others are fixed; None if not known."""
+    if not tiles & set(node.axes):
+        return Interval(node, node)
+    match node:
+        case Index(axis=axis):
+            return Interval(edge(axis, "start"), int_op("sub", edge(axis, "stop"), ir.const(1)))
+        case ir.Pointwise(op="add" | "sub" | "neg" | "mul"):
+            form = affine(node)
+            if len(form.terms) == 1 and form.constant == 0 and node in form.terms:
+                return None
+            low: Affine = Affine({}, form.constant)
+            high = low
+            for atom, c in form.terms.items():
+                inner = interval(atom, tiles)
+                if inner is None:
+                    return None
+                least, most = (inner.low, inner.high) if c > 0 else (inner.high, inner.low)
+                low, high = low.plus(affine(least).times(c)), high.plus(affine(most).times(c))
+            return Interval(low.node(), high.node())
+        case ir.Pointwise(op="min" | "max" as op, args=(a, b)):
+            x, y = interval(a, tiles), interval(b, tiles)
+            if x is None or y is None:
+                return None
+            return Interval(int_op(op, x.low, y.low), int_op(op, x.high, y.high))
+        case ir.Pointwise(op="floordiv", args=(a, ir.Const(value=c))) if c > 0:
+            x = interval(a, tiles)
+            return None if x is None else Interval(ir.pointwise("floordiv", x.low, ir.const(c)), ir.pointwise("floordiv", x.high, ir.const(c)))
+        case ir.Pointwise(op="mod", args=(_, ir.Const(value=c))) if c > 0:
+            return Interval(ir.const(0), ir.const(int(c) - 1))
+        case ir.Pointwise(op="where", args=(_, a, b)) if node.kind == "int":
+            x, y = interval(a, tiles), interval(b, tiles)
+            return None if x is None or y is None else Interval(int_op("min", x.low, y.low), int_op("max", x.high, y.high))
+        case ir.Pointwise(op="abs", args=(a,)) if node.kind == "int":
+            x = interval(a, tiles)
+            if x is None:
+                return None
+            minus = int_op("sub", ir.const(0), x.high)
+            zero = ir.const(0)
+            least = int_op("max", int_op("max", x.low, minus), zero)
+            most = int_op("max", int_op("sub", zero, x.low), x.high)
+            return Interval(least, most)
+        case _:
+            return None
+
+
+def comparison(condition: ir.Node) -> list[ir.Node]:
+    """A condition as an equivalent conjunction of ``0 <= expression`` (the expressions), or [] where it is none over ints."""
+    match condition:
+        case ir.Pointwise(op="not", args=(ir.Pointwise(op=op, args=(a, b)),)) if op in NEGATED and a.kind == b.kind == "int":
+            return comparison(ir.pointwise(NEGATED[op], a, b))
+        case ir.Pointwise(op="eq", args=(a, b)) if a.kind == b.kind == "int":
+            return [*comparison(ir.pointwise("le", a, b)), *comparison(ir.pointwise("ge", a, b))]
+        case ir.Pointwise(op="ge" | "gt" as op, args=(a, b)) if a.kind == b.kind == "int":
+            return comparison(ir.pointwise(FLIPPED[op], b, a))
+        case ir.Pointwise(op="le" | "lt" as op, args=(a, b)) if a.kind == b.kind == "int":
+            match a:
+                case ir.Pointwise(op="abs", args=(x,)):
+                    both = (ir.pointwise(op, x, b), ir.pointwise(op, ir.pointwise("neg", x), b))
+                    return [e for half in both for e in comparison(half)]
+            slack = affine(b).minus(affine(a))
+            return [slack.plus(Affine({}, -1 if op == "lt" else 0)).node()]
+        case _:
+            return []
+
+
+def solve(condition: ir.Node | None, axis: str, tiles: frozenset[str]) -> Range:
+    """The range of indices of ``axis`` for a tile of the other axes in ``tiles``."""
+    result = EVERYTHING
+    for part in conjuncts(condition):
+        result = _intersect(result, _solve_one(part, axis, tiles - {axis}))
+    return result
+
+
+def _solve_one(condition: ir.Node, axis: str, tiles: frozenset[str]) -> Range:
+    match condition:
+        case ir.Pointwise(op="or", args=(a, b)):
+            return _unite(solve(a, axis, tiles), solve(b, axis, tiles))
+        case ir.Pointwise(op="and"):
+            return solve(condition, axis, tiles)
+        case ir.Const(value=True):
+            return EVERYTHING
+    halves = comparison(condition)
+    if not halves:
+        return UNKNOWN
+    result = EVERYTHING
+    for half in halves:
+        result = _intersect(result, _solve_affine(affine(half), axis, tiles))
+    return result
+
+
+def _solve_affine(form: Affine, axis: str, tiles: frozenset[str]) -> Range:
+    """The range where ``0 <= form``."""
+    moving = [(atom, c) for atom, c in form.terms.items() if axis in atom.axes]
+    if len(moving) != 1 or abs(moving[0][1]) != 1:
+        return UNKNOWN
+    (atom, c), = moving
+    rest = Affine({a: k for a, k in form.terms.items() if a is not atom}, form.constant)
+    match atom:
+        case Index():
+            pass
+        case ir.Pointwise(op="floordiv", args=(inner, ir.Const(value=by))) if by > 0:
+            # floor(g / by) >= -rest is g >= -rest * by; floor(g / by) <= rest is g <= rest * by + by - 1
+            widened = rest.times(int(by)) if c > 0 else rest.times(int(by)).plus(Affine({}, int(by) - 1))
+            return _solve_affine(affine(inner).times(c).plus(widened), axis, tiles)
+        case _:
+            return UNKNOWN
+    bounds = interval(rest.node(), tiles)
+    if bounds is None:
+        return UNKNOWN
+    zero, one = ir.const(0), ir.const(1)
+    if c > 0:  # index >= -rest
+        return Range(int_op("sub", zero, bounds.high), None, int_op("sub", zero, bounds.low), None, True)
+    return Range(None, int_op("add", bounds.high, one), None, int_op("add", bounds.low, one), True)
+
+
+def _both(op: str, a: ir.Node | None, b: ir.Node | None) -> ir.Node | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return int_op(op, a, b)
+
+
+def _either(op: str, a: ir.Node | None, b: ir.Node | None) -> ir.Node | None:
+    return None if a is None or b is None else int_op(op, a, b)
+
+
+def _intersect(a: Range, b: Range) -> Range:
+    return Range(
+        _both("max", a.start, b.start),
+        _both("min", a.stop, b.stop),
+        _both("max", a.full_start, b.full_start),
+        _both("min", a.full_stop, b.full_stop),
+        a.solved and b.solved,
+    )
+
+
+def _unite(a: Range, b: Range) -> Range:
+    start, stop = _either("min", a.start, b.start), _either("max", a.stop, b.stop)
+    if a.solved and b.solved and a.full_start is b.full_start:
+        return Range(start, stop, a.full_start, _either("max", a.full_stop, b.full_stop), True)
+    if a.solved and b.solved and a.full_stop is b.full_stop:
+        return Range(start, stop, _either("min", a.full_start, b.full_start), a.full_stop, True)
+    return Range(start, stop, None, None, False)
+
+
+def hull(a: Range, b: Range) -> Range:
+    """A range for two sweeps in one loop: everything that either needs; full where both are."""
+    full_start, full_stop = _both("max", a.full_start, b.full_start), _both("min", a.full_stop, b.full_stop)
+    return Range(_either("min", a.start, b.start), _either("max", a.stop, b.stop), full_start, full_stop, a.solved and b.solved)
+
+
+def possible(condition: ir.Node | None, tiles: frozenset[str]) -> ir.Node | None:
+    """A scalar test: False only if no element of the tile is kept. None where nothing can be said."""
+    tests = [t for part in conjuncts(condition) if (t := _possible_one(part, tiles)) is not None]
+    return _join("and", tests)
+
+
+def _possible_one(condition: ir.Node, tiles: frozenset[str]) -> ir.Node | None:
+    if not tiles & set(condition.axes):
+        return condition
+    match condition:
+        case ir.Pointwise(op="or", args=(a, b)):
+            left, right = possible(a, tiles), possible(b, tiles)
+            return None if left is None or right is None else ir.pointwise("or", left, right)
+    tests: list[ir.Node] = []
+    for half in comparison(condition):
+        bounds = interval(half, tiles)
+        if bounds is not None:
+            tests.append(ir.pointwise("le", ir.const(0), bounds.high))
+    return _join("and", tests)
+
+
+def _join(op: str, tests: Iterable[ir.Node]) -> ir.Node | None:
+    result: ir.Node | None = None
+    for test in tests:
+        result = test if result is None else ir.pointwise(op, result, test)
+    return result

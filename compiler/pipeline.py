@@ -1,0 +1,299 @@
+"""The pipeline: equations -> plans, as one visible list of passes.
+
+``lower`` prepares a kernel for a target and plans its forward; ``Lowered.backward`` plans the gradients of the inputs that need one.
+What no class covers stays outside and runs as PyTorch around the fused part, with a reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import algebra, ir
+from .algebra import substitute
+from .autodiff import NoDerivative, differentiate
+from .canonicalise import canonicalise
+from .emit import Context, KernelBuilder
+from .exchange import exchange_contractions, split_sums
+from .names import name_nodes
+from .outside import split_outside
+from .plan import Buffer, Dtype, Kernel, Plan
+from .structure import Structure, analyse
+from .tasks import Group, NotFused, Planner, Task, group_tasks, merge_sums, nest_sums
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WHOLE_LIMIT = 256
+"""Largest extent of an axis that a tile keeps whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What plans are made for: "c", or a GPU by its architecture ("sm_80", "sm_90", "sm_100", "gfx942")."""
+
+    name: str
+
+    @property
+    def backend(self) -> str:
+        return "c" if self.name == "c" else "triton"
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What a plan may know of a call: int and bool params, extents of the axes, bytes of a floating element."""
+
+    params: tuple[tuple[str, int | bool], ...] = ()
+    extents: tuple[tuple[str, int], ...] = ()
+    element_bytes: int = 4
+
+
+@dataclass(slots=True)
+class Lowered:
+    """A kernel for one target. See the fields' comments for who reads them."""
+
+    graph: ir.Graph
+    target: Target
+    hints: Hints
+    outside: dict[str, ir.Node]
+    """Values that run as PyTorch before the fused part; they become its inputs under these names."""
+    reasons: list[str]
+    """Why something runs outside, or why nothing is fused."""
+    fused: ir.Graph | None
+    forward: Plan | None = None
+    saved: tuple[str, ...] = ()
+    cotangents: dict[str, str] = field(default_factory=dict)
+    gradients: dict[str, str] = field(default_factory=dict)
+    differentiable: tuple[str, ...] = ()
+    passes: dict[str, object] = field(default_factory=dict)
+    """The graph or plan after each named pass, for ``weft show --after``."""
+    _known: dict[ir.Node, Buffer] = field(default_factory=dict)
+    _gradient_nodes: dict[str, ir.Node] = field(default_factory=dict)
+
+    def backward(self, wanted: frozenset[str]) -> Plan:
+        """The plan that writes the gradients of exactly these inputs."""
+        roots = {self.gradients[name]: node for name, node in self._gradient_nodes.items() if name in wanted}
+        return _plan(self, roots, self._known, "backward")
+
+
+PASSES = ("build", "outside", "canonicalise", "differentiate", "exchange", "schedule")
+
+
+def lower(graph: ir.Graph, target: Target, hints: Hints) -> Lowered:
+    """Plan the forward of a kernel and prepare its backward."""
+    lowered = Lowered(graph, target, hints, {}, [], None)
+    lowered.passes["build"] = dict(graph.outputs)
+    outputs, lowered.outside, lowered.reasons = split_outside(graph)
+    lowered.passes["outside"] = outputs
+    if outputs is None:
+        return lowered
+    constants: dict[ir.Node, ir.Node] = {ir.make(ir.Param, (), _kind(value), name): ir.const(value) for name, value in hints.params}
+    outputs = {name: substitute(node, constants) for name, node in outputs.items()}
+    outputs = split_sums(canonicalise(outputs))
+    lowered.passes["canonicalise"] = outputs
+    lowered.fused = ir.Graph(graph.kernel, outputs, {}, graph.names, graph.spans)
+    try:
+        _derive(lowered, outputs)
+        _schedule(lowered, outputs)
+    except NotFused as error:
+        lowered.reasons.append(str(error))
+        lowered.fused = None
+        lowered.forward = None
+    return lowered
+
+
+def _kind(value: int | bool) -> ir.Kind:
+    return "bool" if isinstance(value, bool) else "int"
+
+
+def _derive(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
+    """Gradient nodes of all differentiable inputs."""
+    inputs = sorted({n for n in ir.topological(outputs.values()) if isinstance(n, ir.Input) and n.kind == "real"}, key=lambda n: n.name)
+    taken = {n.name for n in inputs} | {t.name for t in lowered.graph.kernel.inputs} | set(lowered.outside)
+    for name, node in outputs.items():
+        if node.kind == "real":
+            lowered.cotangents[name] = _unique(f"d_{name}", taken)
+    cotangents = {name: ir.make(ir.Input, _output_axes(lowered, name), "real", c) for name, c in lowered.cotangents.items()}
+    try:
+        gradients = differentiate(outputs, cotangents, inputs)
+    except NoDerivative as error:
+        raise NotFused(str(error)) from error
+    gradients = split_sums(canonicalise(gradients))
+    lowered.passes["differentiate"] = gradients
+    known = {n for n in ir.topological(outputs.values()) if isinstance(n, ir.Reduce)}
+    gradients = exchange_contractions(gradients, known)
+    lowered.passes["exchange"] = gradients
+    lowered._gradient_nodes = gradients
+    lowered.differentiable = tuple(n.name for n in inputs)
+    lowered.gradients = {n.name: _unique(f"d_{n.name}", taken) for n in inputs}
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _output_axes(lowered: Lowered, name: str) -> tuple[str, ...]:
+    return next(t.axes for t in lowered.graph.kernel.outputs if t.name == name)
+
+
+def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
+    """The forward plan, with what the backward of all inputs will read saved."""
+    structure = analyse(lowered.graph.kernel, outputs, outputs)
+    sweeps = [n for n in ir.topological(outputs.values()) if structure.is_sweep(n)]
+    layout = {n: structure.sort(n.axes) for n in sweeps}
+    for name, node in outputs.items():
+        if node in layout and set(_output_axes(lowered, name)) == set(node.axes):
+            layout[node] = _output_axes(lowered, name)
+    by_node = {node: name for name, node in reversed(outputs.items())}
+    candidates: dict[ir.Node, Buffer] = {}
+    for n in sweeps:
+        dtype: Dtype = "int32" if n.kind != "real" else "input" if set(n.axes) & structure.whole else "float32"
+        if n in by_node and not _declared_dtype(lowered, by_node[n]):
+            candidates[n] = Buffer(by_node[n], layout[n], "input" if dtype == "float32" else dtype, "output")
+        else:
+            candidates[n] = Buffer(f"saved_{len(candidates)}_{lowered.graph.names.get(n, n.op if isinstance(n, ir.Reduce) else 'value')}", layout[n], dtype, "saved")
+    for n, buffer in list(candidates.items()):
+        if buffer.role == "output" and not set(n.axes) & structure.whole:
+            name = f"saved_{buffer.name}"
+            candidates[n] = Buffer(name, buffer.axes, "float32", "saved")
+    lowered._known = candidates
+    used: set[str] = set()
+    if lowered.differentiable:
+        everything = lowered.backward(frozenset(lowered.differentiable))
+        used = {b.name for b in everything.buffers.values()}
+    known = {n: b for n, b in candidates.items() if b.name in used}
+    lowered._known = known
+    lowered.saved = tuple(dict.fromkeys(b.name for b in known.values()))
+    roots = dict(outputs) | {b.name: n for n, b in known.items() if b.role == "saved"}
+    saved = {b.name: b for b in known.values() if b.role == "saved"}
+    lowered.forward = _plan(lowered, roots, {}, "forward", saved)
+    lowered.passes["schedule"] = lowered.forward
+
+
+def _declared_dtype(lowered: Lowered, name: str) -> str | None:
+    return next(t.dtype for t in lowered.graph.kernel.outputs if t.name == name)
+
+
+def _plan(
+    lowered: Lowered, roots: dict[str, ir.Node], known: Mapping[ir.Node, Buffer], direction: str, saved: Mapping[str, Buffer] | None = None
+) -> Plan:
+    """Roots (by buffer) -> a plan."""
+    assert lowered.fused is not None
+    kernel = lowered.graph.kernel
+    forward = lowered.fused.outputs
+    hosts = [b.axes for b in known.values()]
+    first = analyse(kernel, forward, roots, hosts)
+    roots = merge_sums(roots, first)
+    structure = analyse(kernel, forward, roots, hosts)
+    roots = expand_lse(roots, structure)
+    roots = nest_sums(roots, structure)
+    structure = analyse(kernel, forward, roots, hosts)
+    _check_whole(lowered, structure)
+    buffers = _buffers(lowered, roots, known, direction, saved or {})
+    planner = Planner(structure, {n: b.name for n, b in known.items()})
+    for name, node in roots.items():
+        planner.add_root(node, name, buffers[name].axes)
+    tasks = list(planner.tasks.values())
+    for task in tasks:
+        if task.buffer not in buffers:
+            buffers[task.buffer] = Buffer(task.buffer, structure.sort(task.node.axes), _temporary_dtype(task, structure), "temporary")
+    groups = group_tasks(tasks, structure)
+    stored = {n: b.name for n, b in known.items()} | {t.node: t.buffer for t in tasks}
+    context = _context(lowered, structure, stored, buffers)
+    kernels = _kernels(lowered, groups, context, direction)
+    read = {b for k in kernels for b in _touched(k)}
+    plan = Plan(lowered.fused, "forward" if direction == "forward" else "backward", {n: b for n, b in buffers.items() if n in read}, kernels)
+    name_nodes(plan, lowered.graph)
+    return plan
+
+
+def expand_lse(roots: dict[str, ir.Node], structure: Structure) -> dict[str, ir.Node]:
+    """lse over whole axes as maximum and sum: it is a fold of a tile, not a sweep."""
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological(roots.values()):
+        new = algebra.with_children(n, tuple(memo[c] for c in ir.children(n)))
+        if isinstance(new, ir.Reduce) and new.op == "lse" and not structure.is_sweep(n):
+            top = ir.reduce("max", new.over, new.x, new.where)
+            total = ir.reduce("sum", new.over, ir.pointwise("expdiff", new.x, top), new.where)
+            new = algebra.add(top, ir.pointwise("log", total))
+        memo[n] = new
+    return {name: memo[n] for name, n in roots.items()}
+
+
+def _check_whole(lowered: Lowered, structure: Structure) -> None:
+    extents = dict(lowered.hints.extents)
+    for axis in sorted(structure.whole):
+        if extents.get(axis, 0) > WHOLE_LIMIT:
+            raise NotFused(f"axis {axis} would be kept whole in a tile, and its extent {extents[axis]} is above {WHOLE_LIMIT}")
+
+
+def _temporary_dtype(task: Task, structure: Structure) -> Dtype:
+    if task.node.kind != "real":
+        return "bool" if task.node.kind == "bool" else "int32"
+    return "input" if not task.sweeps and set(task.node.axes) & structure.whole else "float32"
+
+
+def _buffers(
+    lowered: Lowered, roots: dict[str, ir.Node], known: Mapping[ir.Node, Buffer], direction: str, saved: Mapping[str, Buffer]
+) -> dict[str, Buffer]:
+    kernel = lowered.graph.kernel
+    buffers: dict[str, Buffer] = {}
+    dtypes: dict[str, Dtype] = {"bool": "bool", "int": "int64"}
+    for t in kernel.inputs:
+        buffers[t.name] = Buffer(t.name, t.axes, dtypes.get(t.dtype or "", "input"), "input")
+    for name, node in lowered.outside.items():
+        kind: Dtype = "bool" if node.kind == "bool" else "int64" if node.kind == "int" else "input"
+        buffers[name] = Buffer(name, node.axes, kind, "input")
+    if direction == "forward":
+        for t in kernel.outputs:
+            node = roots[t.name]
+            dtype: Dtype = "bool" if node.kind == "bool" else "int64" if node.kind == "int" else "input"
+            buffers[t.name] = Buffer(t.name, t.axes, dtype, "output")
+        buffers.update(saved)
+        return buffers
+    for b in known.values():
+        buffers[b.name] = Buffer(b.name, b.axes, b.dtype, "saved")
+    for t in kernel.outputs:
+        if t.name in lowered.cotangents:
+            buffers[lowered.cotangents[t.name]] = Buffer(lowered.cotangents[t.name], t.axes, "input", "cotangent")
+    for name, gradient in lowered.gradients.items():
+        buffers[gradient] = Buffer(gradient, buffers[name].axes, "input", "gradient")
+    return buffers
+
+
+def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str], buffers: dict[str, Buffer]) -> Context:
+    from .blocks import blocks_for
+
+    rows, loop = blocks_for(lowered.target.name, structure, dict(lowered.hints.extents), lowered.hints.element_bytes)
+    layout = {name: b.axes for name, b in buffers.items()}
+    return Context(structure, stored, layout, rows, loop, lowered.target.backend == "c", lowered.graph.names)
+
+
+def _kernels(lowered: Lowered, groups: list[Group], context: Context, direction: str) -> list[Kernel]:
+    from .owned import pair_owned
+
+    pairs = pair_owned(groups, context) if lowered.target.backend == "c" else [(g, None) for g in groups]
+    kernels: list[Kernel] = []
+    for group, extra in pairs:
+        written = "_".join(t.buffer for t in (*group.tasks, *(extra.tasks if extra else ())))
+        name = f"{direction}_{written}" if len(written) < 60 else f"{direction}_{group.tasks[0].buffer}_and_{len(group.tasks) - 1}_more"
+        kernels.append(KernelBuilder(context, group, name, extra).build())
+    return kernels
+
+
+def _touched(kernel: Kernel) -> set[str]:
+    from .plan import Begin, Load, Store, inner_statements
+
+    found: set[str] = set()
+    for s in inner_statements(kernel.body):
+        match s:
+            case Load(buffer=b) | Store(buffer=b):
+                found.add(b)
+            case Begin(buffer=str(b)):
+                found.add(b)
+            case _:
+                pass
+    return found

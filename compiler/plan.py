@@ -1,0 +1,261 @@
+"""The plan: what a printer turns into source, and nothing it has to decide.
+
+A plan is a list of kernels over tensors in memory. A kernel is a nest of loops over tiles with statements in order;
+every value is an ``ir.Node`` and a statement says how that node is obtained. The tile of a node is spanned by those of
+its axes that are tiled or kept whole in this kernel, in the order of ``Kernel.tile_order``; its other axes are scalar
+indices, fixed by the grid or by a loop.
+
+    kernel forward: grid b, g, r; rows of i by 64
+      q <- load q[b, g, r, i, d]
+      for j in tiles of 64 from 0 to full_stop:              # no mask test
+        k <- load k[b, g, j, d]
+        scores <- contract d: q, k
+        ...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from . import ir
+
+Dtype = Literal["input", "float32", "float16", "bfloat16", "int32", "int64", "bool"]
+
+
+# Leaves that exist only in plans --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Index(ir.Node):
+    """The index along an axis, counted from 0: a vector on a tiled or whole axis, a scalar on a grid or loop axis."""
+
+    axis: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Origin(ir.Node):
+    """The origin of an axis at this call; position = index + origin."""
+
+    axis: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Edge(ir.Node):
+    """First index (``start``) or one past the last (``stop``, clipped to the extent) of the current tile of a tiled axis."""
+
+    axis: str
+    side: Literal["start", "stop"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Local(ir.Node):
+    """A carried value: an accumulator or a running maximum, as it stands when read."""
+
+    name: str
+
+
+def index(axis: str) -> Index:
+    return ir.make(Index, (axis,), "int", axis)
+
+
+def origin(axis: str) -> Origin:
+    return ir.make(Origin, (), "int", axis)
+
+
+def edge(axis: str, side: Literal["start", "stop"]) -> Edge:
+    return ir.make(Edge, (), "int", axis, side)
+
+
+def local(name: str, axes: tuple[str, ...], kind: ir.Kind = "real") -> Local:
+    return ir.make(Local, axes, kind, name)
+
+
+# Memory ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A tensor in memory. ``axes`` in memory order, composite dimensions already split: an axis has its own stride.
+
+    Strides of inputs are those of the call (a missing axis of a broadcast has stride 0); temporaries, saved values and
+    outputs are contiguous in the order of ``axes``. ``dtype`` "input" is the promoted floating dtype of the call.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    dtype: Dtype
+    role: Literal["input", "cotangent", "saved", "temporary", "output", "gradient"]
+
+
+# Statements -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """``node`` <- buffer. ``at`` gives the index expression of a buffer axis that is not simply the axis' own index (int nodes,
+    indices not positions). An element outside the extent of an axis in ``checked`` reads as 0."""
+
+    node: ir.Node
+    buffer: str
+    at: tuple[tuple[str, ir.Node], ...]
+    checked: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """``node`` (a Pointwise) <- its operation on operands that are leaves or have been obtained by earlier statements."""
+
+    node: ir.Node
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """``node`` <- sum over ``over`` (whole axes) of ``lhs * rhs``: a matrix product on tiles, in float32."""
+
+    node: ir.Node
+    lhs: ir.Node
+    rhs: ir.Node
+    over: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """``node`` <- ``op`` of ``x`` over axes of the tile: sum, prod, max, min, any, all, argmax (lowest index at a tie; an index, not a position)."""
+
+    node: ir.Node
+    op: str
+    x: ir.Node
+    over: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Set a carried value to its start: 0 for sum and any, 1 for prod and all, -inf for max, inf for min, -1 for argmax.
+
+    ``buffer`` names the tensor that holds it in place of registers (a kernel that owns a whole head and adds to rows it
+    sweeps over); the tensor is zeroed by the program that owns it."""
+
+    local: Local
+    op: str
+    buffer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """Move a running maximum: ``local`` <- max(local, max over ``over`` of ``score``); ``rescale`` <- exp(old - new), 1 where both
+    are -inf. Reading ``local`` in ``expdiff`` afterwards uses 0 where it is still -inf."""
+
+    local: Local
+    score: ir.Node
+    over: tuple[str, ...]
+    rescale: Local
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulate:
+    """``local`` <- ``local * rescale`` ``op`` (fold of the operand over ``over``, tiled axes of this loop and whole axes).
+
+    The operand is ``lhs`` alone, or ``lhs * rhs`` contracted as a matrix product where ``rhs`` is given (``op`` is sum).
+    ``companion`` (argmax only): the max accumulator that it follows."""
+
+    local: Local
+    op: str
+    lhs: ir.Node
+    rhs: ir.Node | None
+    over: tuple[str, ...]
+    rescale: Local | None = None
+    companion: Local | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """``local[at] += x`` for every element of the tile: the adjoint of a gather. ``axis`` is the axis of ``local`` addressed by ``at``;
+    axes of ``x`` that ``local`` lacks are summed, in a fixed order. Elements with ``at`` outside the extent are dropped."""
+
+    local: Local
+    axis: str
+    at: ir.Node
+    x: ir.Node
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """buffer <- ``node``; elements outside the extent of an axis in ``checked`` are not written."""
+
+    buffer: str
+    node: ir.Node
+    checked: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Over indices ``start <= index < stop`` of ``axis``, ``block`` at a time (None: one at a time, a scalar index).
+
+    ``start`` is rounded down to a multiple of the block. ``skip`` (scalar bool node over edges) leaves a tile out."""
+
+    axis: str
+    block: int | None
+    start: ir.Node
+    stop: ir.Node
+    body: tuple[Statement, ...]
+    note: str
+    skip: ir.Node | None = None
+
+
+Statement = Load | Compute | Contract | Fold | Begin | Advance | Accumulate | Scatter | Store | Loop
+
+
+# Kernels --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One launch. A program per point of ``grid`` and, where ``rows`` is given, per tile of that axis.
+
+    ``tiled`` maps the tiled axes to their block; ``whole`` are the axes kept whole in a tile (their extents are compiled in).
+    ``tile_order`` orders every tiled and whole axis: the dimensions of any tile. ``owner``: the row tiles of one grid point
+    run one after the other in one program (so that it may add to memory in place). ``ragged`` axes have extents that may
+    not be a multiple of their block.
+    """
+
+    name: str
+    grid: tuple[str, ...]
+    rows: str | None
+    tiled: dict[str, int]
+    whole: tuple[str, ...]
+    tile_order: tuple[str, ...]
+    body: tuple[Statement, ...]
+    note: str
+    owner: bool = False
+
+
+@dataclass(slots=True)
+class Plan:
+    """Kernels in order of launch, with the tensors that they read and write.
+
+    ``names`` gives every node of a statement a readable, unique identifier, safe in Python and C; ``lines`` its line in the spec.
+    """
+
+    graph: ir.Graph
+    direction: Literal["forward", "backward"]
+    buffers: dict[str, Buffer]
+    kernels: list[Kernel]
+    names: dict[ir.Node, str] = field(default_factory=dict)
+    lines: dict[ir.Node, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        from .show_plan import show_plan
+
+        return show_plan(self)
+
+
+def inner_statements(body: tuple[Statement, ...]) -> list[Statement]:
+    """Every statement of a nest, loops before what they hold."""
+    found: list[Statement] = []
+    for statement in body:
+        found.append(statement)
+        if isinstance(statement, Loop):
+            found.extend(inner_statements(statement.body))
+    return found

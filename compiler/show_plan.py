@@ -1,0 +1,118 @@
+"""A plan as text: it reads like an algorithm box."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from . import ir
+from .plan import (
+    Accumulate,
+    Advance,
+    Begin,
+    Compute,
+    Contract,
+    Edge,
+    Fold,
+    Index,
+    Kernel,
+    Load,
+    Local,
+    Loop,
+    Origin,
+    Plan,
+    Scatter,
+    Statement,
+    Store,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+INFIX = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "pow": "**",
+    "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "and": "and", "or": "or",
+}  # fmt: skip
+
+
+def show_plan(plan: Plan) -> str:
+    lines: list[str] = []
+    for buffer in plan.buffers.values():
+        if buffer.role in ("saved", "temporary"):
+            lines.append(f"{buffer.role} {buffer.name}[{', '.join(buffer.axes)}]: {buffer.dtype}")
+    for kernel in plan.kernels:
+        lines += ["", *_kernel(plan, kernel)]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _kernel(plan: Plan, kernel: Kernel) -> Iterable[str]:
+    grid = ", ".join(kernel.grid) or "one program"
+    tiles = f"; tiles of {kernel.tiled[kernel.rows]} {kernel.rows}" if kernel.rows else ""
+    order = "; row tiles in sequence" if kernel.owner else ""
+    yield f"kernel {kernel.name}  # {kernel.note}"
+    yield f"  for every {grid}{tiles}{order}:"
+    yield from _body(plan, kernel.body, 4)
+
+
+def _body(plan: Plan, body: tuple[Statement, ...], depth: int) -> Iterable[str]:
+    pad = " " * depth
+    for s in body:
+        match s:
+            case Loop(axis=axis, block=block, start=start, stop=stop, note=note, skip=skip):
+                by = f" by {block}" if block else ""
+                yield f"{pad}for {axis} from {text(plan, start)} to {text(plan, stop)}{by}:  # {note}"
+                if skip is not None:
+                    yield f"{pad}  skip if {text(plan, skip)}"
+                yield from _body(plan, s.body, depth + 2)
+            case Load(node=node, buffer=buffer, at=at):
+                moved = dict(at)
+                places = [f"{text(plan, moved[a])}" if a in moved else a for a in plan.buffers[buffer].axes]
+                yield f"{pad}{_name(plan, node)} <- {buffer}[{', '.join(places)}]"
+            case Compute(node=node):
+                yield f"{pad}{_name(plan, node)} <- {text(plan, node, whole=True)}"
+            case Contract(node=node, lhs=lhs, rhs=rhs, over=over):
+                yield f"{pad}{_name(plan, node)} <- sum[{', '.join(over)}] {text(plan, lhs)} . {text(plan, rhs)}"
+            case Fold(node=node, op=op, x=x, over=over):
+                yield f"{pad}{_name(plan, node)} <- {op}[{', '.join(over)}] {text(plan, x)}"
+            case Begin(local=carried, op=op, buffer=buffer):
+                place = f" in {buffer}" if buffer else ""
+                yield f"{pad}begin {carried.name}[{', '.join(carried.axes)}] ({op}){place}"
+            case Advance(local=carried, score=score, over=over, rescale=rescale):
+                yield f"{pad}{carried.name} <- max({carried.name}, max[{', '.join(over)}] {text(plan, score)}); {rescale.name} <- exp(old - new)"
+            case Accumulate(local=carried, op=op, lhs=lhs, rhs=rhs, over=over, rescale=rescale):
+                scale = f" * {rescale.name}" if rescale else ""
+                right = f" . {text(plan, rhs)}" if rhs is not None else ""
+                yield f"{pad}{carried.name} <- {carried.name}{scale} {'+' if op == 'sum' else op} {op}[{', '.join(over)}] {text(plan, lhs)}{right}"
+            case Scatter(local=carried, axis=axis, at=at, x=x):
+                yield f"{pad}{carried.name}[{axis} = {text(plan, at)}] += {text(plan, x)}"
+            case Store(buffer=buffer, node=node):
+                yield f"{pad}{buffer} <- {text(plan, node)}"
+            case _:
+                assert_never(s)
+
+
+def _name(plan: Plan, node: ir.Node) -> str:
+    return plan.names.get(node, "?")
+
+
+def text(plan: Plan, node: ir.Node, *, whole: bool = False) -> str:
+    """A node by name, or as an expression of names (``whole``, or where it has none)."""
+    match node:
+        case ir.Const(value=value):
+            return f"{value:g}" if isinstance(value, float) else str(value)
+        case ir.Size(axis=axis):
+            return f"size({axis})"
+        case ir.Param(name=name) | Local(name=name):
+            return name
+        case Index(axis=axis):
+            return axis
+        case Origin(axis=axis):
+            return f"origin({axis})"
+        case Edge(axis=axis, side=side):
+            return f"{axis}.{side}"
+        case ir.Pointwise(op=op, args=args) if whole or node not in plan.names:
+            parts = [text(plan, a) for a in args]
+            if op in INFIX:
+                return f"({parts[0]} {INFIX[op]} {parts[1]})" if not whole else f"{parts[0]} {INFIX[op]} {parts[1]}"
+            return f"{op}({', '.join(parts)})"
+        case _:
+            return _name(plan, node)

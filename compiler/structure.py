@@ -1,0 +1,163 @@
+"""What the axes of a graph are to a schedule, read off its contractions.
+
+A value is *storable* if some tensor of the kernel has all of its axes; one that is not (a score, with query and key axes both)
+must never meet memory: a kernel makes it tile by tile. A reduction of such a value to a storable one is a *sweep*. Axes that
+inner contractions sum (head dims), and those that only the other factor of a sweep has (value dims), are kept *whole*; the
+remaining ones are loops, one at a time or in tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import ir
+from .algebra import conjuncts, factors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..dsl.typed import Kernel
+
+Axes = frozenset[str]
+
+
+@dataclass(slots=True)
+class Structure:
+    hosts: list[Axes]
+    whole: set[str]
+    pair: set[str]
+    """Axes of the values that are never stored."""
+    related: set[str]
+    """Axes whose positions a condition or a value compares."""
+    order: dict[str, int] = field(default_factory=dict)
+    """Declared order of axes, memory order within a tensor."""
+    minor: set[str] = field(default_factory=set)
+    """Later parts of split dimensions: rather looped over than tiled."""
+
+    def storable(self, axes: Iterable[str]) -> bool:
+        wanted = frozenset(axes)
+        return any(wanted <= host for host in self.hosts)
+
+    def is_sweep(self, node: ir.Node) -> bool:
+        """A reduction that a loop over tiles computes."""
+        if not isinstance(node, ir.Reduce) or not self.storable(node.axes) or not set(node.over) - self.whole:
+            return False
+        return not self.storable(operand_axes(node)) or bool(set(node.over) & (self.pair | self.related) - self.whole)
+
+    def sort(self, axes: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(axes, key=lambda a: (self.order.get(a, len(self.order)), a)))
+
+
+def operand_axes(node: ir.Reduce) -> set[str]:
+    return {*node.x.axes, *node.over, *(node.where.axes if node.where is not None else ())}
+
+
+def analyse(kernel: Kernel, forward: dict[str, ir.Node], roots: dict[str, ir.Node], extra_hosts: Iterable[Iterable[str]] = ()) -> Structure:
+    """The structure of the graph under ``roots``; ``forward`` are the canonical outputs of the kernel, which the roots may be or derive from."""
+    nodes = list(ir.topological([*forward.values(), *roots.values()]))
+    inputs = [n for n in nodes if isinstance(n, ir.Input)]
+    outputs = [frozenset(t.axes) for t in kernel.outputs] + [frozenset(n.axes) for n in roots.values()]
+    crossing = _crossing(nodes, outputs)
+    contracted = {f for n in nodes if isinstance(n, ir.Reduce) and n.op == "sum" and len(factors(n.x)) > 1 for f in factors(n.x)}
+    hosts = [*outputs, *(frozenset(h) for h in extra_hosts)]
+    for n in inputs:
+        paired = any({a, b} <= set(n.axes) for a, b in crossing)
+        if not paired or n in contracted:
+            hosts.append(frozenset(n.axes))
+    hosts += [frozenset(n.x.axes) for n in nodes if isinstance(n, ir.Read) and ir.children(n.x)]
+    hosts += [frozenset(n.axes) for n in nodes if isinstance(n, ir.Read) and _is_rename(n)]
+    found = Structure(hosts, set(), set(), set())
+    crossed = {a for pair in crossing for a in pair}
+    for n in nodes:
+        if isinstance(n, ir.Reduce) and not found.storable(n.axes) and crossed & set(n.over) and not (n.op == "sum" and n.where is None):
+            found.hosts.append(frozenset(n.axes))
+    _order(kernel, found)
+    for n in nodes:
+        if isinstance(n, ir.Reduce) and not found.storable(n.axes):
+            found.whole.update(n.over)
+    _sweep_axes(nodes, found)
+    return found
+
+
+def _is_rename(n: ir.Read) -> bool:
+    """A stored tensor read along other axes, one for one."""
+    return isinstance(n.x, ir.Input) and all(len(e.axes) <= 1 for _, e in n.at)
+
+
+def _crossing(nodes: list[ir.Node], outputs: list[Axes]) -> set[tuple[str, str]]:
+    """Pairs of axes that a contraction of stored values brings together and no output has."""
+    expanded: set[ir.Node] = set()
+    pairs: set[tuple[str, str]] = set()
+    for n in nodes:
+        inherited = any(c in expanded for c in ir.children(n))
+        crosses = False
+        if isinstance(n, ir.Reduce) and n.op == "sum":
+            parts = factors(n.x)
+            for x, a in enumerate(parts):
+                for b in parts[x + 1 :]:
+                    left, right = set(a.axes) - set(b.axes), set(b.axes) - set(a.axes)
+                    if left and right:
+                        crosses = True
+                        if a not in expanded and b not in expanded:
+                            pairs |= {(p, q) for p in left for q in right}
+        if inherited or crosses:
+            expanded.add(n)
+    return {(a, b) for a, b in pairs if not any({a, b} <= o for o in outputs)}
+
+
+def _order(kernel: Kernel, found: Structure) -> None:
+    for tensor in (*kernel.inputs, *kernel.outputs):
+        for dim in tensor.dims:
+            found.minor.update(dim[1:])
+    rank: dict[str, int] = {}
+    for tensor in (*kernel.inputs, *kernel.outputs):
+        for place, axis in enumerate(tensor.axes):
+            rank.setdefault(axis, len(rank) + 100 * place)
+    found.order = {axis: n for n, axis in enumerate(sorted(rank, key=lambda a: rank[a]))}
+
+
+def scatter_axis(node: ir.Reduce) -> tuple[str, ir.Node, ir.Node] | None:
+    """(axis, position, condition) of a condition ``position == axis`` in a sum, where neither operand nor position has the axis."""
+    rest = set(node.x.axes)
+    for part in conjuncts(node.where):
+        match part:
+            case ir.Pointwise(op="eq", args=(a, b)):
+                for p, at in ((a, b), (b, a)):
+                    if isinstance(at, ir.Position) and at.axis not in {*p.axes, *rest, *node.over}:
+                        return at.axis, p, part
+    return None
+
+
+def _sweep_axes(nodes: list[ir.Node], found: Structure) -> None:
+    sweeps = [
+        n
+        for n in nodes
+        if isinstance(n, ir.Reduce) and found.storable(n.axes) and not found.storable(operand_axes(n)) and set(n.over) - found.whole
+    ]
+    others: list[str] = []
+    for n in sweeps:
+        scattered = scatter_axis(n)
+        conditions = [c for c in conjuncts(n.where) if scattered is None or c is not scattered[2]]
+        parts = factors(n.x)
+        paired = [f for f in parts if not found.storable(f.axes)]
+        if not paired and parts and not conditions:
+            paired = [max(parts, key=lambda f: len(f.axes))]
+        for f in paired:
+            found.pair.update(set(f.axes) - found.whole)
+        for c in conditions:
+            found.pair.update(set(c.axes) - found.whole)
+        found.pair.update(set(n.over) - found.whole)
+        others += [a for f in parts if f not in paired for a in f.axes]
+        if scattered is not None:
+            others.append(scattered[0])
+    for n in nodes:
+        if isinstance(n, ir.Reduce) and found.storable(operand_axes(n)) and n.where is None:
+            others += n.over
+        if isinstance(n, ir.Position):
+            found.related.add(n.axis)
+    for n in nodes:  # matrix products of rows with small tables
+        if isinstance(n, ir.Reduce) and found.storable(n.axes) and not set(n.over) - found.whole and not found.storable(operand_axes(n)):
+            others += [a for f in factors(n.x) for a in f.axes]
+    found.whole.update(a for a in others if a not in found.pair)
+    found.related &= found.pair

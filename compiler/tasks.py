@@ -1,0 +1,298 @@
+"""Pass: gradients or outputs -> tasks, each a tensor to be written, grouped into kernels.
+
+A task writes one storable value. Its *kept* axes index the result, its sweeps loop over the others. What a loop would otherwise
+compute again for every tile of rows (a normalised key, a row statistic read by columns) becomes a task of its own.
+Tasks that keep and sweep the same axes share a kernel where no dependency forbids it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import ir
+from .algebra import conjunction, conjuncts, factors, product, reduce_sum, with_children
+from .plan import Edge, Index, Local, Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .structure import Structure
+
+CHEAP = frozenset("add sub mul neg min max where le lt ge gt eq ne and or not".split())
+LEAVES = (ir.Input, ir.Param, ir.Size, ir.Position, ir.Const, Index, Origin, Edge, Local)
+
+
+class NotFused(Exception):
+    """No schedule of this class computes the graph; the text says which value and why."""
+
+
+@dataclass(slots=True)
+class Task:
+    """Write ``node`` to ``buffer``: ``kept`` axes index it, ``sweeps`` are the loops it needs, ``needs`` the stored values it reads."""
+
+    node: ir.Node
+    buffer: str
+    kept: frozenset[str]
+    sweeps: list[ir.Reduce] = field(default_factory=list)
+    needs: list[ir.Node] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Group:
+    """Tasks of one kernel."""
+
+    tasks: list[Task]
+
+    @property
+    def kept(self) -> frozenset[str]:
+        return self.tasks[0].kept
+
+    @property
+    def sweeps(self) -> list[ir.Reduce]:
+        found: list[ir.Reduce] = []
+        for task in self.tasks:
+            found += [s for s in task.sweeps if s not in found]
+        return found
+
+
+def nest_sums(roots: dict[str, ir.Node], structure: Structure) -> dict[str, ir.Node]:
+    """A sum over more axes than one kernel sweeps becomes a sum of row sums.
+
+    Before: d_slope[h] = sum[b, i, j](..). After: d_slope[h] = sum[b](sum[i](sum[j](..))), where sum[j] joins the sweep that d_q needs.
+    """
+    loops = {
+        frozenset(n.over) - structure.whole
+        for n in ir.topological(roots.values())
+        if isinstance(n, ir.Reduce) and structure.is_sweep(n) and _virtual_operand(n, structure)
+    }
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological(roots.values()):
+        new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+        memo[n] = _nest(new, loops, structure) if isinstance(new, ir.Reduce) and new.op == "sum" else new
+    return {name: memo[n] for name, n in roots.items()}
+
+
+def merge_sums(roots: dict[str, ir.Node], structure: Structure) -> dict[str, ir.Node]:
+    """A sum of sums that no tensor could hold becomes one sum.
+
+    Before: d_slope[h] = sum[i, j]((i - j) * sum[b](ds)). After: d_slope[h] = sum[b, i, j]((i - j) * ds).
+    A contraction (no factor of the inner sum has every axis) stays: it is a matrix product.
+    """
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological(roots.values()):
+        new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+        memo[n] = _merge(new, structure) if isinstance(new, ir.Reduce) and new.op == "sum" else new
+    return {name: memo[n] for name, n in roots.items()}
+
+
+def _merge(n: ir.Reduce, structure: Structure) -> ir.Node:
+    over, parts = set(n.over), factors(n.x)
+    for place, f in enumerate(parts):
+        if not (isinstance(f, ir.Reduce) and f.op == "sum" and over & set(f.axes)) or structure.storable(f.axes):
+            continue
+        others = parts[:place] + parts[place + 1 :]
+        clash = over & set(f.over) or any(set(f.over) & set(o.axes) for o in (*others, *conjuncts(n.where)))
+        full = {*f.axes, *f.over}
+        if not clash and any(full <= set(g.axes) for g in factors(f.x)):
+            merged = reduce_sum(over | set(f.over), product([*others, f.x]), conjunction([n.where, f.where]))
+            return _merge(merged, structure) if isinstance(merged, ir.Reduce) else merged
+    return n
+
+
+def _nest(n: ir.Reduce, loops: set[frozenset[str]], structure: Structure) -> ir.Node:
+    mine = frozenset(n.over) - structure.whole
+    if len(mine) < 2 or not structure.is_sweep(n):
+        return n
+    rest = set(n.over) - mine
+    if _virtual_operand(n, structure):
+        choices = [c for c in loops if c < mine] or [frozenset(structure.sort(mine)[-1:])]
+    else:
+        choices = [frozenset([pick_tiled(mine, structure)])]
+    for inner_axes in sorted(choices, key=lambda c: (-len(c), sorted(c))):
+        inner = reduce_sum(inner_axes | rest, n.x, n.where)
+        if isinstance(inner, ir.Reduce) and structure.storable(inner.axes):
+            outer = reduce_sum(mine - inner_axes, inner)
+            return _nest(outer, loops, structure) if isinstance(outer, ir.Reduce) else outer
+    return n
+
+
+def _virtual_operand(n: ir.Reduce, structure: Structure) -> bool:
+    where = n.where.axes if n.where is not None else ()
+    return not structure.storable({*n.x.axes, *n.over, *where})
+
+
+def pick_tiled(axes: Iterable[str], structure: Structure) -> str:
+    """The axis to tile: one whose positions are compared, rather not a later part of a split dimension, the last in memory."""
+    return max(axes, key=lambda a: (a in structure.related, a in structure.pair, a not in structure.minor, structure.order.get(a, 0), a))
+
+
+class Planner:
+    """Finds the tasks of a set of roots."""
+
+    def __init__(self, structure: Structure, available: dict[ir.Node, str]) -> None:
+        self.structure = structure
+        self.available = available
+        self.tasks: dict[ir.Node, Task] = {}
+        self.temporaries = 0
+
+    def add_root(self, node: ir.Node, buffer: str, axes: Iterable[str]) -> None:
+        task = Task(node, buffer, frozenset(axes) - self.structure.whole)
+        self.tasks[node if node not in self.tasks else ir.pointwise("stopgrad", node)] = task
+        self._walk_row(node, task, set())
+
+    def _need(self, node: ir.Node, task: Task) -> None:
+        """``node`` is to be read from memory by ``task``."""
+        if node not in task.needs:
+            task.needs.append(node)
+        if node in self.available or node in self.tasks:
+            return
+        if not self.structure.storable(node.axes):
+            raise NotFused(f"a value over {', '.join(node.axes)} would have to be stored")
+        self.temporaries += 1
+        made = Task(node, f"t{self.temporaries}", frozenset(node.axes) - self.structure.whole)
+        self.tasks[node] = made
+        self._walk_row(node, made, set())
+
+    def _walk_row(self, node: ir.Node, task: Task, seen: set[ir.Node]) -> None:
+        """Values that do not vary along the swept axes."""
+        if node in seen or isinstance(node, LEAVES):
+            return
+        seen.add(node)
+        if node in self.available and node is not task.node:
+            self._need(node, task)
+            return
+        if node in self.tasks and self.tasks[node] is not task and self.tasks[node].kept != task.kept:
+            self._need(node, task)
+            return
+        match node:
+            case ir.Reduce() if self.structure.is_sweep(node):
+                kept = frozenset(node.axes) - self.structure.whole
+                if kept != task.kept and not (kept < task.kept and _is_plain(node)):
+                    self._need(node, task)
+                    return
+                if node not in task.sweeps:
+                    loops = frozenset(node.over) - self.structure.whole
+                    for part in (*factors(node.x), *conjuncts(node.where)):
+                        self._walk_loop(part, task, loops, seen)
+                    task.sweeps.append(node)
+            case ir.Read(x=x, at=at):
+                self._stored(x, task)
+                for _, e in at:
+                    self._walk_row(e, task, seen)
+            case ir.Pointwise() | ir.Reduce():
+                for c in ir.children(node):
+                    self._walk_row(c, task, seen)
+            case _:
+                raise NotFused(f"{type(node).__name__.lower()} over {', '.join(node.axes)} is not a sum, maximum or pointwise operation")
+
+    def _stored(self, x: ir.Node, task: Task) -> None:
+        if not isinstance(x, ir.Input):
+            self._need(x, task)
+
+    def _walk_loop(self, node: ir.Node, task: Task, loops: frozenset[str], seen: set[ir.Node]) -> None:
+        """Values inside a sweep over ``loops``."""
+        if isinstance(node, LEAVES) or node in seen:
+            return
+        if not loops & set(node.axes):
+            if set(node.axes) <= task.kept | self.structure.whole:
+                self._walk_row(node, task, seen)
+            else:
+                self._need(node, task)
+            return
+        if node in self.available or node in self.tasks or self.structure.is_sweep(node):
+            self._need(node, task)
+            return
+        if self.structure.storable(node.axes) and not self._cheap(node) and not isinstance(node, ir.Read):
+            self._need(node, task)
+            return
+        seen.add(node)
+        match node:
+            case ir.Read(x=x, at=at):
+                self._stored(x, task)
+                for _, e in at:
+                    self._walk_loop(e, task, loops, seen)
+            case ir.Reduce(op="sum"):
+                for part in factors(node.x):
+                    self._walk_loop(part, task, loops, seen)
+                for part in conjuncts(node.where):
+                    self._walk_loop(part, task, loops, seen)
+            case ir.Pointwise() | ir.Reduce():
+                for c in ir.children(node):
+                    self._walk_loop(c, task, loops, seen)
+            case _:
+                raise NotFused(f"{type(node).__name__.lower()} over {', '.join(node.axes)} inside a sweep over {', '.join(sorted(loops))}")
+
+    def _cheap(self, node: ir.Node) -> bool:
+        """Cheaper to compute again in every tile than to store: pointwise, and without a whole axis or of two plain operations at most."""
+        inner = [n for n in ir.topological([node]) if not isinstance(n, LEAVES)]
+        if any(isinstance(n, ir.Reduce) for n in inner):
+            return False
+        if not self.structure.whole & set(node.axes):
+            return True
+        return len(inner) <= 2 and all(isinstance(n, ir.Read) or (isinstance(n, ir.Pointwise) and n.op in CHEAP) for n in inner)
+
+
+def _is_plain(node: ir.Reduce) -> bool:
+    """No contraction inside: cheap enough to compute in every program that wants it (the length of a row, say)."""
+    return not any(isinstance(n, ir.Reduce) for part in (node.x, *conjuncts(node.where)) for n in ir.topological([part]))
+
+
+def group_tasks(tasks: list[Task], structure: Structure) -> list[Group]:
+    """Kernels in order of launch: tasks with the same kept axes and loops together, as far as dependencies allow."""
+    import networkx as nx
+
+    owner = {task.node: task for task in tasks}
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(tasks)))
+    number = {id(task): n for n, task in enumerate(tasks)}
+    for n, task in enumerate(tasks):
+        for needed in task.needs:
+            if needed in owner and owner[needed] is not task:
+                graph.add_edge(number[id(owner[needed])], n)
+    order = list(nx.lexicographical_topological_sort(graph))
+    groups: list[list[int]] = []
+    keys: list[object] = []
+    for n in order:
+        key = group_key(tasks[n], structure)
+        place = None
+        for g in range(len(groups)):
+            fits = keys[g] == key or any(_nested(tasks[m], tasks[n]) for m in groups[g])
+            if fits and not any(nx.has_path(graph, m, n) for m in groups[g]):
+                place = g
+                break
+        if place is None:
+            groups.append([n])
+            keys.append(key)
+        else:
+            groups[place].append(n)
+    return _in_order([Group([tasks[n] for n in g]) for g in groups])
+
+
+def _nested(a: Task, b: Task) -> bool:
+    """The sweeps of one are among the sweeps of the other, and they keep the same axes."""
+    return a.kept == b.kept and bool(a.sweeps) and bool(b.sweeps) and (set(a.sweeps) <= set(b.sweeps) or set(b.sweeps) <= set(a.sweeps))
+
+
+def group_key(task: Task, structure: Structure) -> object:
+    return task.kept, frozenset(frozenset(s.over) - structure.whole for s in task.sweeps), not task.sweeps
+
+
+def _in_order(groups: list[Group]) -> list[Group]:
+    """Groups sorted so that each comes after those that it reads from; a group that would close a cycle is split into its tasks."""
+    import networkx as nx
+
+    made = {task.node: n for n, group in enumerate(groups) for task in group.tasks}
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(groups)))
+    for n, group in enumerate(groups):
+        for task in group.tasks:
+            graph.add_edges_from((made[m], n) for m in task.needs if m in made and made[m] != n)
+    if not nx.is_directed_acyclic_graph(graph):
+        cycle = nx.find_cycle(graph)
+        broken = cycle[0][0]
+        parts = [Group([task]) for task in groups[broken].tasks]
+        if len(parts) == 1:
+            raise NotFused("tasks that need each other")
+        return _in_order([*groups[:broken], *parts, *groups[broken + 1 :]])
+    return [groups[n] for n in nx.lexicographical_topological_sort(graph)]

@@ -1,0 +1,124 @@
+"""From a plan to a program that can be launched: source, file, binary, each from the cache where it is there.
+
+A *record* is what the cache keeps: plain data from which a program is loaded without the compiler. The binary lies
+beside its source in a folder of the cache, under a key that also names the system compiler and the CPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..codegen.source import Entry, Module, Specialization
+from ..compiler.plan import Buffer
+from .arguments import Number
+from .cache import digest, disk_cache
+from .version import compiler_digest
+
+if TYPE_CHECKING:
+    from ..compiler.plan import Plan
+    from .kernel import Kernel
+
+Launch = Callable[..., None]
+
+BUFFER_DTYPES = {
+    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int32": torch.int32, "int64": torch.int64,
+    "bool": torch.bool,
+}  # fmt: skip
+"""The dtypes that generated kernels read and write."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRecord:
+    """One generated module: its source, and how its kernels are called."""
+
+    stem: str
+    backend: str
+    text: str
+    entries: tuple[Entry, ...]
+    buffers: tuple[Buffer, ...]
+    dtypes: tuple[tuple[str, str], ...]
+
+
+def generate(kernel: Kernel, plan: Plan, backend: str, dtypes: Mapping[str, str], whole: Mapping[str, int], params: Mapping[str, Number]) -> ProgramRecord:
+    """The source of a plan. ``dtypes`` gives the inputs, outputs, cotangents and gradients theirs, and "input" the promoted one."""
+    concrete = tuple((b.name, dtypes.get(b.name) or (dtypes["input"] if b.dtype == "input" else b.dtype)) for b in plan.buffers.values())
+    kept = {axis for k in plan.kernels for axis in k.whole}
+    compiled_in = tuple((name, value) for name, value in params.items() if isinstance(value, int))
+    specialization = Specialization(concrete, tuple((a, n) for a, n in whole.items() if a in kept), compiled_in)
+    module = _printer(backend)(plan, specialization, kernel.spec.text)
+    stem = f"{kernel.name}__{plan.direction}__{digest(module.text)[:8]}"
+    return ProgramRecord(stem, backend, module.text, module.entries, tuple(plan.buffers.values()), concrete)
+
+
+def _printer(backend: str) -> Callable[[Plan, Specialization, str], Module]:
+    if backend == "c":
+        from ..codegen.print_c import print_c
+
+        return print_c
+    from ..codegen.print_triton import print_triton
+
+    return print_triton
+
+
+def source_file(record: ProgramRecord) -> Path:
+    """The generated file on disk, beside its binary where there is one."""
+    suffix = ".c" if record.backend == "c" else ".py"
+    return _folder(record) / f"{record.stem}{suffix}"
+
+
+_LOADED: dict[str, tuple[Launch, ...]] = {}
+_LOADING = threading.RLock()
+
+
+def load_program(record: ProgramRecord) -> tuple[Launch, ...]:
+    """The functions of a module's entries, built and loaded where they are not yet. One thread builds at a time."""
+    with _LOADING:
+        found = _LOADED.get(record.stem)
+        if found is None:
+            found = _LOADED[record.stem] = _load(record)
+        return found
+
+
+def _load(record: ProgramRecord) -> tuple[Launch, ...]:
+    path = source_file(record)
+    if record.backend == "c":
+        from . import c_compiler
+
+        library: Any = c_compiler.load(path.with_suffix(".so"))
+        return tuple(getattr(library, entry.name) for entry in record.entries)
+    from . import triton_loader
+
+    module: Any = triton_loader.load(path)
+    return tuple(getattr(module, f"launch_{entry.name}") for entry in record.entries)
+
+
+def _folder(record: ProgramRecord) -> Path:
+    if record.backend == "c":
+        from .c_compiler import compiler_id
+
+        return disk_cache().folder("c", digest(record.text, compiler_id()), lambda folder: _make_c(record, folder))
+    return disk_cache().folder("triton", digest(record.text), lambda folder: _write_text(record, folder, ".py"))
+
+
+def _make_c(record: ProgramRecord, folder: Path) -> None:
+    from .c_compiler import compile_c
+
+    source = _write_text(record, folder, ".c")
+    compile_c(source, source.with_suffix(".so"))
+
+
+def _write_text(record: ProgramRecord, folder: Path, suffix: str) -> Path:
+    path = folder / f"{record.stem}{suffix}"
+    path.write_text(record.text, encoding="utf-8")
+    return path
+
+
+def cache_key(kernel: Kernel, *parts: object) -> str:
+    """A key for what the compiler makes of a kernel."""
+    return digest(compiler_digest(), kernel.identity, *(repr(part) for part in parts))

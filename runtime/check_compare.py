@@ -1,0 +1,183 @@
+"""Holds one tensor to its float64 reference.
+
+Three numbers decide: the error of the kernel, the error that eager PyTorch makes at the same precision, and the RMS of the
+reference. With ``rms`` and ``eps = 2 * unit roundoff`` of the dtype,
+
+    RMS error  <=  min(max(2 * eager's RMS error, FLOORS[dtype].rms * rms), rms / 10)
+    each error <=  min(max(2 * eager's maximum,   FLOORS[dtype].max * rms), rms / 10)  +  eps * |reference|
+
+The floor allows another order of summation and other approximations of exp. It is a multiple of the reference's own
+RMS: zeros never pass. A tenth of the RMS is never exceeded but by the rounding of the element itself, even where eager has
+lost everything. Ints and bools must be equal.
+
+Some numbers have no digits to ask for: the gradient of a softmax over one key is analytically 0 and comes out as rounding
+noise. They are recognised by their conditioning (``check_noise``), and only when the bound above is not kept: where eps times
+the amplification of rounding errors is ``LOST[dtype]`` of the RMS or more, ``NOISY * eps * amplification`` is the bound.
+
+Infinities and NaN must be where the reference has them. Where it has a number and eager PyTorch has none, as it
+left the range of the dtype on the way, a kernel may have none either; if it has one, it must be right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .check_report import Failure, Measure
+
+
+class Floor(NamedTuple):
+    """Multiples of the reference's RMS that an error may always have: the RMS error and the largest one."""
+
+    rms: float
+    max: float
+
+
+FLOORS = {
+    torch.float64: Floor(1e-13, 1e-12),
+    torch.float32: Floor(1e-5, 1e-4),
+    torch.float16: Floor(2e-3, 1e-2),
+    torch.bfloat16: Floor(1.6e-2, 8e-2),
+}
+EAGER_FACTOR = 2.0
+CAP = 0.1
+LOST = {torch.float64: 0.02, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.25}
+"""In half precision a kernel still does most of its arithmetic in float32, so more must be lost before it is excused."""
+NOISY = 16.0
+
+
+def compare(
+    quantity: str, dims: Sequence[str], got: Tensor | None, want: Tensor, eager: Tensor | None, noise: Callable[[], Floor] | None = None
+) -> tuple[Measure | None, Failure | None]:
+    """The errors of ``got`` against ``want`` (float64, or exact ints), and what is wrong with it.
+
+    ``eager`` is what PyTorch makes of it at the same precision, with the dtype and shape that ``got`` must have. A
+    gradient that is None counts as zeros. ``noise`` is called only where the plain bound is not kept.
+    """
+    if got is None:
+        if eager is None or not bool((want != 0).any()):
+            return None, None
+        got = torch.zeros_like(eager)
+    structure = _structure(quantity, got, want, eager)
+    if structure is not None:
+        return None, structure
+    got = got.detach().to("cpu")
+    if not want.is_floating_point():
+        return None, _exact(quantity, dims, got, want)
+    eager = torch.zeros_like(got) if eager is None else eager.detach().to("cpu")
+    beyond = want.isfinite() & ~eager.isfinite() & ~got.isfinite()
+    pattern = _pattern(quantity, dims, got, want, beyond)
+    if pattern is not None:
+        return None, pattern
+    judged = want.isfinite() & ~beyond
+    measure, failure = _errors(quantity, dims, got, want, eager, judged, None)
+    if failure is not None and noise is not None:
+        measure, failure = _errors(quantity, dims, got, want, eager, judged, noise())
+    return measure, failure
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal to the last bit; NaN equals NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def first_difference(quantity: str, dims: Sequence[str], got: Tensor, want: Tensor) -> Failure:
+    """A failure at the element where two runs differ most."""
+    apart = (got.double() - want.double()).abs()
+    apart = torch.where(got.isnan() & want.isnan(), 0.0, apart).nan_to_num(nan=math.inf)
+    return _located("determinism", quantity, "differs from what it should equal to the last bit", dims, int(apart.argmax()), got, want)
+
+
+def representable(want: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the finite numbers of a reference fit comfortably into a dtype."""
+    if not want.is_floating_point() or not dtype.is_floating_point:
+        return True
+    finite = want[want.isfinite()]
+    return not finite.numel() or float(finite.abs().max()) < torch.finfo(dtype).max / 4
+
+
+def _structure(quantity: str, got: Tensor, want: Tensor, eager: Tensor | None) -> Failure | None:
+    if got.shape != want.shape:
+        return Failure("structure", quantity, f"has shape {list(got.shape)}, and should have {list(want.shape)}")
+    if eager is not None and got.dtype != eager.dtype:
+        return Failure("structure", quantity, f"has dtype {got.dtype}, and should have {eager.dtype}".replace("torch.", ""))
+    return None
+
+
+def _exact(quantity: str, dims: Sequence[str], got: Tensor, want: Tensor) -> Failure | None:
+    wrong = got.to(want.dtype) != want
+    if not bool(wrong.any()):
+        return None
+    message = f"{int(wrong.sum())} of {wrong.numel()} elements differ from the reference"
+    return _located("value", quantity, message, dims, int(wrong.int().argmax()), got, want)
+
+
+def _pattern(quantity: str, dims: Sequence[str], got: Tensor, want: Tensor, beyond: Tensor) -> Failure | None:
+    """NaN, inf and -inf must be where the reference has them, or ``beyond`` the range of the dtype."""
+    got = got.double()
+    wrong = ~beyond & ~torch.where(want.isfinite(), got.isfinite(), (got == want) | (got.isnan() & want.isnan()))
+    if not bool(wrong.any()):
+        return None
+    message = f"{int(wrong.sum())} of {wrong.numel()} elements are not finite where the reference is, or the other way round"
+    return _located("non-finite", quantity, message, dims, int(wrong.int().argmax()), got, want)
+
+
+def _errors(
+    quantity: str, dims: Sequence[str], got: Tensor, want: Tensor, eager: Tensor, judged: Tensor, noise: Floor | None
+) -> tuple[Measure | None, Failure | None]:
+    """The errors of the ``judged`` elements and their bounds; ``noise`` is how the quantity amplifies rounding errors, if asked."""
+    if not bool(judged.any()):
+        return None, None
+    eps = torch.finfo(got.dtype).eps
+    error = torch.where(judged, (got.double() - want).abs(), 0.0)
+    rms = _rms(want[judged])
+    bounds = _bounds(got.dtype, rms, _eager_error(eager, want, judged), noise)
+    bound = bounds.max + eps * torch.where(judged, want, 0.0).abs()
+    worst = int((error / bound).argmax())
+    measure = Measure(quantity, float(error.flatten()[worst]), float(bound.flatten()[worst]), _rms(error[judged]), bounds.rms, rms)
+    if measure.ratio <= 1:
+        return measure, None
+    message = (
+        f"maximum error {measure.max_error:.3g} (bound {measure.max_bound:.3g}), "
+        f"RMS error {measure.rms_error:.3g} (bound {measure.rms_bound:.3g}), reference RMS {rms:.3g}"
+    )
+    return measure, _located("value", quantity, message, dims, worst, got, want)
+
+
+def _bounds(dtype: torch.dtype, rms: float, eager: Floor, noise: Floor | None) -> Floor:
+    """The bounds of the RMS error and of the largest one, but for the rounding of the element itself."""
+    info, floor = torch.finfo(dtype), FLOORS[dtype]
+    smallest = info.smallest_normal * info.eps
+    if noise is not None and info.eps * noise.rms >= LOST[dtype] * rms:
+        return Floor(NOISY * info.eps * noise.rms + smallest, NOISY * info.eps * noise.max + smallest)
+    rms_bound = min(max(EAGER_FACTOR * eager.rms, floor.rms * rms), CAP * rms)
+    max_bound = min(max(EAGER_FACTOR * eager.max, floor.max * rms), CAP * rms)
+    return Floor(rms_bound + smallest, max_bound + smallest)
+
+
+def _eager_error(eager: Tensor, want: Tensor, judged: Tensor) -> Floor:
+    """The errors of eager PyTorch where it has numbers."""
+    error = (eager.double() - want).abs()[judged & eager.isfinite()]
+    return Floor(_rms(error), float(error.max())) if error.numel() else Floor(0.0, 0.0)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.double().square().mean().sqrt()) if values.numel() else 0.0
+
+
+def _located(kind: str, quantity: str, message: str, dims: Sequence[str], flat: int, got: Tensor, want: Tensor) -> Failure:
+    where = [int(n) for n in torch.unravel_index(torch.tensor(flat), want.shape)] if want.dim() else []
+    index = dict(zip(dims, where, strict=True))
+    return Failure(kind, quantity, message, index, _show(got.flatten()[flat]), _show(want.flatten()[flat]))  # type: ignore[arg-type]
+
+
+def _show(value: Tensor) -> str:
+    return f"{float(value):.7g}" if value.is_floating_point() else str(value.item())

@@ -1,0 +1,47 @@
+"""How well conditioned a number is: what rounding inside a computation does to it.
+
+A reference is evaluated again in float64 with every sum, product and function result changed by a random relative
+``NUDGE``, in the forward and the backward pass. What moves, divided by the nudge, is how much an arithmetic amplifies its
+rounding errors, whatever its precision. Running sums are left alone: kernels and eager PyTorch keep them in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NUDGE = 1e-9
+ROUNDED = frozenset(
+    "add sub rsub mul div mm bmm addmm baddbmm sum exp exp2 log log1p expm1 sqrt rsqrt reciprocal sigmoid tanh erf sin cos pow "
+    "log_sigmoid_forward softplus logaddexp logsumexp _softmax prod".split()
+)
+"""The operations whose results are nudged, by their names in ATen."""
+
+
+class Nudged(TorchDispatchMode):
+    """While active, results of floating arithmetic are off by a relative ``NUDGE`` times a normal number."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point() and func.overloadpacket.__name__ in ROUNDED:
+            factor = torch.randn(result.shape, generator=self._generator, dtype=result.dtype)
+            return result * factor.mul_(NUDGE).add_(1)
+        return result
+
+
+def amplification(exact: Tensor | None, nudged: Tensor | None) -> tuple[float, float]:
+    """RMS and maximum of what a nudge moved, per unit of nudge, among finite numbers."""
+    if exact is None or nudged is None or not exact.is_floating_point():
+        return 0.0, 0.0
+    moved = (nudged - exact)[exact.isfinite() & nudged.isfinite()] / NUDGE
+    return (float(moved.square().mean().sqrt()), float(moved.abs().max())) if moved.numel() else (0.0, 0.0)

@@ -1,0 +1,315 @@
+"""One case of a check: the reference, eager PyTorch and the kernel on the same inputs, and everything that is asked of the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ..compiler import ir
+from ..compiler.reference import evaluate
+from ..dsl.typed import Kernel as TypedKernel
+from ..dsl.typed import Spec
+from . import check_compare as judge
+from .check_noise import Nudged, amplification
+from .check_report import Failure, FailureKind, Measure
+from .check_shapes import Case, Limits, batch_axes, call_sizes
+from .check_values import Inputs, broken_assumptions, cotangents, dead_slices, make_inputs, with_gradients, with_nan
+
+Direction = Literal["forward", "backward"]
+
+
+class Checkable(Protocol):
+    """What a kernel must offer to be checked."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def typed(self) -> TypedKernel: ...
+    @property
+    def graph(self) -> ir.Graph: ...
+    def lowered(self, target: str) -> Any: ...
+    def __call__(self, *tensors: Tensor, **options: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for all cases of a run."""
+
+    backend: str
+    device: torch.device
+    directions: tuple[Direction, ...]
+    limits: Limits
+    shrink_seconds: float
+    invariance: bool
+    strict: bool
+    """Everything is said to be fused, so a call that falls back to PyTorch is a failure."""
+
+
+class Rejected(Exception):
+    """A case that means nothing for this spec: its reference raises, or has no finite or representable number."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """Outputs and gradients of one evaluation; a gradient that does not exist is None."""
+
+    outputs: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]
+
+    def items(self) -> Iterator[tuple[str, Tensor | None]]:
+        """Everything that is compared, gradients under the names ``d_q``, ``d_k``."""
+        yield from self.outputs.items()
+        for name, gradient in self.gradients.items():
+            yield f"d_{name}", gradient
+
+
+class Trial:
+    """One case in one dtype: its inputs, its three evaluations, and everything that is asked of the kernel's."""
+
+    def __init__(self, kernel: Checkable, case: Case, dtype: str, settings: Settings) -> None:
+        self.kernel, self.case, self.settings = kernel, case, settings
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        with _rejecting("the inputs cannot be made"):
+            self.inputs = make_inputs(kernel.typed, case, self.dtype, settings.device)
+            self.sizes = call_sizes(kernel.typed, case, self.inputs.extents)
+        self.dims = _dimension_names(kernel.typed)
+
+    def findings(self) -> tuple[list[Measure], list[Failure]]:
+        """The measured errors and all failures. Raises ``Rejected`` where the case means nothing."""
+        _ = self.exact, self.eager
+        self._reject_what_does_not_fit()
+        failures = [
+            Failure("assume", "", f"the drawn inputs break '{line}'. Give these inputs a 'sample' line that keeps it.")
+            for line in broken_assumptions(self.kernel.typed, self.inputs, self.kernel.spec.text)
+        ]
+        try:
+            first = self.run(self.inputs)
+            measures, wrong = self.judged(first, self.exact)
+            failures += wrong
+            failures += self.repeated(first)
+            failures += self.masked()
+            failures += self.alone(first) if self.settings.invariance else []
+        except Exception as error:
+            return [], [*failures, Failure("raised", "", f"the kernel raised {type(error).__name__}: {error}")]
+        return measures, failures
+
+    # Three evaluations ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def exact(self) -> Values:
+        """The meaning, in float64, of the inputs as rounded to the dtype."""
+        with _rejecting("the reference raises"):
+            return self.reference(self.inputs, torch.float64)
+
+    @cached_property
+    def eager(self) -> Values:
+        """What eager PyTorch makes of the same inputs in the dtype itself."""
+        with _rejecting(f"the reference raises in {self.dtype}"):
+            return self.reference(self.inputs, None)
+
+    def reference(self, inputs: Inputs, dtype: torch.dtype | None) -> Values:
+        tensors = {n: t.detach().to("cpu").contiguous() for n, t in inputs.tensors.items()}
+        if dtype is not None:
+            tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+        on_cpu = Inputs(tensors, inputs.params, inputs.extents, inputs.origin)
+
+        def call(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+            exact = dtype == torch.float64
+            return evaluate(
+                self.kernel.graph, leaves, inputs.params, inputs.extents, origin=inputs.origin, dtype=dtype, declared_dtypes=not exact
+            )
+
+        return self.differentiated(on_cpu, call)
+
+    def run(self, inputs: Inputs) -> Values:
+        """The kernel itself, its memory poisoned."""
+
+        def call(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+            settings = self.settings
+            result = self.kernel(
+                *leaves.values(), **inputs.params, sizes=self.sizes, origin=inputs.origin, backend=settings.backend, strict=settings.strict
+            )  # fmt: skip
+            outputs = (result,) if isinstance(result, Tensor) else tuple(result)
+            return dict(zip([t.name for t in self.kernel.typed.outputs], outputs, strict=True))
+
+        with poisoned():
+            return self.differentiated(inputs, call)
+
+    def differentiated(self, inputs: Inputs, call: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Values:
+        """Outputs and, where the run asks for them, gradients under random cotangents."""
+        if "backward" not in self.settings.directions:
+            return Values(call(inputs.detached()), {})
+        leaves, names = with_gradients(inputs, self.kernel.typed, self.case.wrt)
+        outputs = call(leaves)
+        reached = {n: o for n, o in outputs.items() if o.requires_grad}
+        given = self.cotangents_for(outputs)
+        if not reached or not names:
+            return Values(_detached(outputs), dict.fromkeys(names))
+        found = torch.autograd.grad(
+            list(reached.values()), [leaves[n] for n in names], [given[n] for n in reached], allow_unused=True, materialize_grads=False
+        )
+        return Values(_detached(outputs), dict(zip(names, found, strict=True)))
+
+    def cotangents_for(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cotangents rounded to the dtype, so that all three evaluations are given the same numbers."""
+        drawn = cotangents({n: o.detach().to(self.dtype) if o.is_floating_point() else o for n, o in outputs.items()}, self.case.seed)
+        return {n: drawn[n].to(dtype=o.dtype, device=o.device) for n, o in outputs.items() if n in drawn}
+
+    # What is asked ----------------------------------------------------------------------------------------------------
+
+    def judged(self, got: Values, exact: Values) -> tuple[list[Measure], list[Failure]]:
+        """Every output and gradient against the float64 reference."""
+        measures, failures = [], []
+        wanted, eager = dict(exact.items()), dict(self.eager.items())
+        for quantity, tensor in got.items():
+            want = wanted[quantity]
+            if want is None:
+                want = torch.zeros_like(self.inputs.tensors[quantity[2:]], dtype=torch.float64, device="cpu")
+            measure, failure = judge.compare(
+                quantity, self.dims[quantity], tensor, want, _or_zeros(eager[quantity], want, self.dtype), lambda q=quantity: self.noise[q]
+            )
+            measures += [measure] if measure is not None else []
+            failures += [failure] if failure is not None else []
+        return measures, failures
+
+    @cached_property
+    def noise(self) -> dict[str, judge.Floor]:
+        """How much each quantity amplifies rounding errors."""
+        with Nudged(self.case.seed):
+            moved = dict(self.reference(self.inputs, torch.float64).items())
+        return {q: judge.Floor(*amplification(value, moved[q])) for q, value in self.exact.items()}
+
+    def repeated(self, first: Values) -> list[Failure]:
+        """The same call again gives the same bits."""
+        return self._same_bits(first, self.run(self.inputs), "determinism", "differs between two runs on the same inputs")
+
+    def masked(self) -> list[Failure]:
+        """NaN and infinities where nothing is read change nothing. The reference is tried first: it says where that is."""
+        suspects = dead_slices({n: g for n, g in self.exact.gradients.items() if g is not None})
+        dead = {n: where for n, where in suspects.items() if self._changes_nothing({n: where})}
+        if not dead or not self._changes_nothing(dead):
+            return []
+        _, failures = self.judged(self.run(with_nan(self.inputs, dead)), self.exact)
+        place = f"with NaN in elements of {', '.join(dead)} that are masked everywhere"
+        return [replace(f, kind="masked", message=f"{place}: {f.message}") for f in failures]
+
+    def _changes_nothing(self, dead: Mapping[str, Tensor]) -> bool:
+        after = self.reference(with_nan(self.inputs, dead), torch.float64)
+        return all(_close(a, b) for (_, a), (_, b) in zip(self.exact.items(), after.items(), strict=True))
+
+    def alone(self, first: Values) -> list[Failure]:
+        """One sample of a batch, called by itself, gives the same bits as within the batch."""
+        for axis in batch_axes(self.kernel.graph):
+            extent = self.inputs.extents[axis]
+            if extent > 1:
+                return self._same_bits(
+                    self._sample(first, axis, extent - 1), self._run_sample(axis, extent - 1), "batch",
+                    f"of sample {axis}={extent - 1} alone differs from the one within its batch",
+                )  # fmt: skip
+        return []
+
+    def _run_sample(self, axis: str, index: int) -> Values:
+        inputs = self.inputs
+        tensors = {n: _narrowed(t, self.dims[n], axis, index) for n, t in inputs.tensors.items()}
+        sample = _Sample(self, Inputs(tensors, inputs.params, {**inputs.extents, axis: 1}, inputs.origin), axis, index)
+        return self._sample_gradients(sample.run(sample.inputs), axis)
+
+    def _sample(self, values: Values, axis: str, index: int) -> Values:
+        outputs = {n: _narrowed(o, self.dims[n], axis, index) for n, o in values.outputs.items()}
+        gradients = {n: None if g is None else _narrowed(g, self.dims[n], axis, index) for n, g in values.gradients.items()}
+        return self._sample_gradients(Values(outputs, gradients), axis)
+
+    def _sample_gradients(self, values: Values, axis: str) -> Values:
+        """Without the gradients that sum over the samples of a batch."""
+        return Values(values.outputs, {n: g for n, g in values.gradients.items() if axis in self.dims[n]})
+
+    def _same_bits(self, a: Values, b: Values, kind: FailureKind, message: str) -> list[Failure]:
+        failures = []
+        for (quantity, x), (_, y) in zip(a.items(), b.items(), strict=True):
+            if x is None or y is None:
+                continue
+            x, y = x.detach().to("cpu"), y.detach().to("cpu")
+            if x.shape != y.shape:
+                failures.append(Failure(kind, quantity, f"{message}: shape {list(y.shape)} in place of {list(x.shape)}"))
+            elif not judge.same_bits(x, y):
+                failures.append(replace(judge.first_difference(quantity, self.dims[quantity], y, x), kind=kind, message=message))
+        return failures
+
+    def _reject_what_does_not_fit(self) -> None:
+        """Rejects a case without a finite number or with numbers that the dtype cannot hold."""
+        for quantity, want in self.exact.items():
+            if want is None or not want.is_floating_point():
+                continue
+            if want.numel() and not bool(want.isfinite().any()) and not bool(want.isinf().all()):
+                raise Rejected(f"no number of {quantity} is finite for {self.case}")
+            if not judge.representable(want, self.dtype):
+                raise Rejected(f"{quantity} overflows {self.dtype} for {self.case}".replace("torch.", ""))
+
+
+class _Sample(Trial):
+    """A trial of one sample of another trial's batch: its cotangents are that sample's."""
+
+    def __init__(self, whole: Trial, inputs: Inputs, axis: str, index: int) -> None:
+        self.kernel, self.settings, self.dtype, self.dims = whole.kernel, whole.settings, whole.dtype, whole.dims
+        self.case = replace(whole.case, sizes={**whole.case.sizes, axis: 1})
+        self.inputs = inputs
+        self.sizes = {**whole.sizes, axis: 1} if whole.sizes else {}
+        self._whole, self._axis, self._index = whole, axis, index
+
+    def cotangents_for(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        shapes = {n: o.detach().repeat_interleave(self._extent(), self.dims[n].index(self._axis)) for n, o in outputs.items()}
+        return {n: _narrowed(c, self.dims[n], self._axis, self._index) for n, c in self._whole.cotangents_for(shapes).items()}
+
+    def _extent(self) -> int:
+        return self._whole.inputs.extents[self._axis]
+
+
+def poisoned() -> contextlib.AbstractContextManager[object]:
+    """Fills memory that the runtime allocates with NaN, so that elements which are never written show."""
+    launch = importlib.import_module(".launch", __package__)
+    manager: contextlib.AbstractContextManager[object] = launch.poisoned()
+    return manager
+
+
+@contextlib.contextmanager
+def _rejecting(what: str) -> Iterator[None]:
+    """Turns errors of the reference into rejections of the case."""
+    try:
+        yield
+    except (ValueError, ArithmeticError, IndexError, RuntimeError) as error:
+        raise Rejected(f"{what}: {error}") from error
+
+
+def _dimension_names(kernel: TypedKernel) -> dict[str, tuple[str, ...]]:
+    """The names of the dimensions of every input, output and gradient; composite ones are written ``(g r)``."""
+    found: dict[str, tuple[str, ...]] = {}
+    for tensor in (*kernel.inputs, *kernel.outputs):
+        found[tensor.name] = tuple(d[0] if len(d) == 1 else f"({' '.join(d)})" for d in tensor.dims)
+    return found | {f"d_{t.name}": found[t.name] for t in kernel.inputs}
+
+
+def _detached(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: o.detach() for n, o in outputs.items()}
+
+
+def _or_zeros(eager: Tensor | None, want: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(want, dtype=dtype) if eager is None else eager
+
+
+def _narrowed(tensor: Tensor, dims: Sequence[str], axis: str, index: int) -> Tensor:
+    return tensor.narrow(dims.index(axis), index, 1) if axis in dims else tensor
+
+
+def _close(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.allclose(a.double(), b.double(), rtol=1e-9, atol=1e-12, equal_nan=True)

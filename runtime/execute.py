@@ -1,0 +1,57 @@
+"""Runs one call: generated kernels where there are some, the reference around them and in their place; strict calls say why instead."""
+
+from __future__ import annotations
+
+
+import torch
+
+from torch import Tensor
+
+from . import errors, operators
+from .arguments import Call
+from .autocast import cast_operands
+from .backends import Unavailable, choose_target
+from .reference import evaluate_call, evaluate_outside, without_autocast
+from .variants import Unfused, Variant, find_variant
+
+ASKED = "backend='reference' was asked for"
+FLOAT64 = "the inputs are float64, and generated kernels compute in float32"
+STATES = "initial and final values of states run as PyTorch so far"
+
+
+def execute(call: Call, tracing: bool = False) -> list[Tensor]:
+    """The outputs of a call in declared order, then the final values of the states where they are asked for.
+
+    ``tracing``: a compiler is recording, so what runs as PyTorch is one operator instead of its many.
+    """
+    call = cast_operands(call)
+    variant = _choose(call)
+    if isinstance(variant, Unfused):
+        if call.strict:
+            raise errors.NotFused(call.kernel.name, variant.reasons)
+        return operators.reference_operator(call) if tracing else evaluate_call(call)
+    if call.strict and variant.reasons:
+        raise errors.NotFused(call.kernel.name, variant.reasons)
+    if 0 in call.bound.extents.values():  # nothing to launch
+        return operators.reference_operator(call) if tracing else evaluate_call(call)
+    return _run_fused(call, variant, tracing)
+
+
+def _choose(call: Call) -> Variant | Unfused:
+    """The generated kernels for a call, or why there are none."""
+    if call.backend == "reference":
+        return Unfused((ASKED,))
+    if any(t.dtype == torch.float64 for t in call.inputs.values()):
+        return Unfused((FLOAT64,))
+    if call.initial or call.return_final:
+        return Unfused((STATES,))
+    target = choose_target(call)
+    return Unfused((target.why,)) if isinstance(target, Unavailable) else find_variant(call, target)
+
+
+def _run_fused(call: Call, variant: Variant, tracing: bool) -> list[Tensor]:
+    tensors = call.complete_inputs()
+    if variant.outside:
+        values = operators.outside_operator(call, variant) if tracing else evaluate_outside(call, variant)
+        tensors = {**tensors, **values}
+    return operators.fused_operator(call, variant, [tensors[name] for name in variant.inputs])

@@ -1,0 +1,47 @@
+"""The identity of a kernel: a hash of its equations. Comments, layout, docstrings and spans do not count."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+
+from ..dsl import typed
+from .cache import digest
+
+
+def identity(kernel: typed.Kernel) -> str:
+    """A hex hash that equal equations share and different ones do not."""
+    return digest(canonical_text(kernel))
+
+
+def canonical_text(kernel: typed.Kernel) -> str:
+    """The equations as one line of text. Iterative, since a spec may nest deeply; what occurs again is named by its number."""
+    words: list[str] = []
+    numbers: dict[int, int] = {}
+    stack: list[object] = [kernel]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, _Word):
+            words.append(item)
+        elif id(item) in numbers:
+            words.append(f"#{numbers[id(item)]}")
+        elif is_dataclass(item):
+            numbers[id(item)] = len(numbers)
+            parts = [getattr(item, f.name) for f in fields(item) if f.compare and f.name != "doc"]
+            _push(stack, type(item).__name__, parts)
+        elif isinstance(item, frozenset):
+            _push(stack, "set", sorted(item))
+        elif isinstance(item, tuple):
+            _push(stack, "", list(item))
+        else:
+            words.append(repr(item))
+    return " ".join(words)
+
+
+class _Word(str):
+    """A piece of the finished text, as opposed to a string among the equations."""
+
+
+def _push(stack: list[object], name: str, parts: list[object]) -> None:
+    stack.append(_Word(")"))
+    stack.extend(reversed(parts))
+    stack.append(_Word(f"{name}("))

@@ -1,0 +1,106 @@
+"""One call of a kernel with everything chosen: sizes, params and inputs, for `explain`, `plot` and `bench`.
+
+What is not given is chosen by what an axis is for: sequences share a length, heads and head dims have usual sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..compiler import ir
+from ..compiler.extents import bind_params, complete, shape
+from ..compiler.sampling import sample
+from ..dsl import typed
+from .check_shapes import compared_pairs, graph_nodes, read_ties, roles
+
+Number = bool | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """The extents of axes that are not given: ``length`` is the number of positions of a sequence, over all of its axes."""
+
+    length: int = 2048
+    feature: int = 64
+    heads: int = 8
+    batch: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """``sizes`` are the extents that a caller chooses, ``extents`` all of them; ``params`` are complete."""
+
+    kernel: typed.Kernel
+    sizes: dict[str, int]
+    extents: dict[str, int]
+    params: dict[str, Number]
+
+    def inputs(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+        """Every input, drawn by its ``sample`` line, in its declared shape."""
+        generator = torch.Generator().manual_seed(seed)
+        return sample(self.kernel, self.extents, generator, dtype, device, params=self.params)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an input or output, in its declared dimensions."""
+        tensors = {t.name: t for t in (*self.kernel.outputs, *self.kernel.inputs)}
+        return shape(tensors[name], self.extents)
+
+    def __str__(self) -> str:
+        parts = [" ".join(f"{a}={n}" for a, n in self.extents.items())]
+        if self.params:
+            parts.append(" ".join(f"{p}={v:g}" for p, v in self.params.items()))
+        return ", ".join(parts)
+
+
+def pose(graph: ir.Graph, sizes: Mapping[str, int], params: Mapping[str, Number], usual: Usual) -> Problem:
+    """A problem with these sizes and params, the rest as usual. Raises ``CallError`` for names and values that do not fit."""
+    complete_params = bind_params(graph.kernel, params)
+    chosen = {**usual_sizes(graph, usual), **sizes}
+    return Problem(graph.kernel, chosen, complete(graph.kernel, complete_params, chosen), complete_params)
+
+
+def usual_sizes(graph: ir.Graph, usual: Usual) -> dict[str, int]:
+    """An extent for every axis that a caller chooses."""
+    tensors = (*graph.kernel.inputs, *graph.kernel.outputs)
+    first = next((t.axes for t in tensors if t.axes), ())
+    later_parts = {a for t in tensors for dim in t.dims for a in dim[1:]}
+    found = {a: "batch" if role == "sequence" and numbers_heads(graph, a) else role for a, role in roles(graph).items()}
+    side = _side(usual.length, sum(found.get(a) == "sequence" for a in first))
+    sizes: dict[str, int] = {}
+    for axis, role in found.items():
+        match role:
+            case "sequence":
+                sizes[axis] = side
+            case "feature":
+                sizes[axis] = usual.feature
+            case _:
+                sizes[axis] = usual.batch if axis == first[0] else 1 if axis in later_parts else usual.heads
+    for axis, at in read_ties(graph):
+        if axis in sizes and at in sizes:
+            sizes[axis] = max(sizes[axis], sizes[at])
+    return sizes
+
+
+def numbers_heads(graph: ir.Graph, axis: str) -> bool:
+    """Whether the positions of an axis are mere numbers of its elements: nothing runs along it, and another axis is the query's."""
+    for node in graph_nodes(graph):
+        match node:
+            case ir.Reduce(over=over) | ir.Select(over=over) if axis in over:
+                return False
+            case ir.Scan(axis=scanned) if axis == scanned:
+                return False
+            case _:
+                pass
+    if any(axis in state.along for state in graph.states.values()) or any(axis in pair for pair in compared_pairs(graph)):
+        return False
+    compared = {query for query, _ in compared_pairs(graph)}
+    return all(compared & set(t.axes) - {axis} for t in graph.kernel.outputs if axis in t.axes) if compared else False
+
+
+def _side(length: int, axes: int) -> int:
+    """The extent of each of some axes that together have about ``length`` positions."""
+    return max(1, round(length ** (1 / max(1, axes))))

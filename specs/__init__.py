@@ -1,0 +1,33 @@
+"""The library of variants: ``from weft.specs import gla`` gives the kernel of ``gla.weft``.
+
+A spec is read when it is first asked for. ``dir(weft.specs)`` and ``weft.specs.__all__`` list what there is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ != "weft.specs":
+    raise ImportError("import weft.specs, not specs: a bare import would load a second copy of every class")
+
+if TYPE_CHECKING:
+    from ..runtime.kernel import Kernel
+
+FOLDER = Path(__file__).parent
+
+__all__ = sorted(path.stem for path in FOLDER.glob("*.weft"))  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Kernel:
+    if name not in __all__:
+        from ..dsl.names import closest
+
+        raise AttributeError(f"weft.specs has no spec {name!r}. {closest(name, __all__)}`weft list` shows them.")
+    from importlib import import_module
+
+    return import_module(f"{__name__}.{name}")  # type: ignore[return-value]  # the import hook gives the kernel
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
