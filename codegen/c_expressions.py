@@ -128,6 +128,9 @@ class Expressions:
                 return Text(f"{cast}{left if not cast else wrap(self.show(args[0]), UNARY)} * {wrap(self.show(args[1]), UNARY)}", PRODUCT)
             case "div" if not real:
                 return Text(f"(float){wrap(self.show(args[0]), UNARY)} / {wrap(self.show(args[1]), UNARY)}", PRODUCT)
+            case "div" if args[0].axes and is_fixed(args[1]):
+                inverse = f"(1.0f / {wrap(self.show(args[1]), UNARY)})"
+                return Text(f"{wrap(self.show(args[0]), PRODUCT)} * {inverse}", PRODUCT)
             case "and" | "or":
                 symbol, binds = _BINARY[op]
                 same = [wrap(self.show(a), PRIMARY if not _is(a, op) else binds) for a in args]
@@ -198,6 +201,13 @@ class Expressions:
 
     def quotient(self, shown: list[Text]) -> Text:
         return Text(f"(int64_t)floorf({wrap(shown[0], PRODUCT)} / {wrap(shown[1], UNARY)})", UNARY)
+
+
+def is_fixed(node: ir.Node) -> bool:
+    """Whether a number depends on sizes and params alone: dividing by it is multiplying by what one division gives."""
+    if isinstance(node, ir.Pointwise):
+        return all(is_fixed(a) for a in node.args)
+    return isinstance(node, ir.Size | ir.Param | ir.Const)
 
 
 def _is(node: ir.Node, op: str) -> bool:

@@ -31,7 +31,7 @@ from ..compiler.plan import (
     inner_statements,
     local,
 )
-from .c_pieces import Define, Fill, Folded, Gather, Move, Piece, Scale, Space, Spread, Write, writes
+from .c_pieces import Define, Fill, Folded, Gather, Move, Piece, Scale, Space, Spread, Write, all_reads, writes
 
 
 @dataclass(eq=False, slots=True)
@@ -122,50 +122,64 @@ class Lowering:
         return tuple(found)
 
     def steps(self, body: tuple[Statement, ...]) -> list[Step]:
+        """Loads and products go before a run that they do not depend on, and pieces join an earlier run where they can: the
+        fewer and longer the runs, the more is fused."""
         result: list[Step] = []
-        run = Run()
-
-        def flush() -> Run:
-            if run.pieces:
-                result.append(run)
-            return Run()
-
         for statement in body:
             match statement:
                 case Begin(buffer=str()):
-                    run = flush()
                     result.append(Clear(statement))
                 case Loop(body=inner):
-                    run = flush()
                     result.append(Sweep(statement, self.steps(inner)))
                 case Load() if self.is_tile_load(statement):
-                    if self.reads_from(statement, run):
-                        run = flush()
-                    result.append(TileLoad(statement))
+                    self.put_step(result, TileLoad(statement))
                 case Contract(node=node, lhs=lhs, rhs=rhs, over=over) if product := self.product(node, lhs, rhs, over, False, None):
-                    run = flush()
-                    result.append(product)
+                    self.put_step(result, product)
                 case Accumulate(op="sum", local=carried, lhs=lhs, rhs=ir.Node() as rhs, over=over, rescale=rescale) if product := self.product(
                     carried, lhs, rhs, over, True, rescale
                 ):
-                    run = flush()
-                    result.append(product)
+                    self.put_step(result, product)
                 case _:
-                    run.pieces.extend(self.pieces(statement))
-        flush()
+                    for piece in self.pieces(statement):
+                        self.put_piece(result, piece)
         return result
+
+    def put_step(self, steps: list[Step], step: TileLoad | Product) -> None:
+        """At the end, or before the last run where nothing of it is needed."""
+        if steps and isinstance(steps[-1], Run) and not any(self.conflict(step, piece) for piece in steps[-1].pieces):
+            steps.insert(len(steps) - 1, step)
+        else:
+            steps.append(step)
+
+    def put_piece(self, steps: list[Step], piece: Piece) -> None:
+        """Into the last run, if only loads and products that do not concern the piece lie between."""
+        for step in reversed(steps):
+            match step:
+                case Run(pieces=pieces):
+                    pieces.append(piece)
+                    return
+                case TileLoad() | Product() if not self.conflict(step, piece):
+                    continue
+                case _:
+                    break
+        steps.append(Run([piece]))
+
+    def conflict(self, step: TileLoad | Product, piece: Piece) -> bool:
+        """Whether the order of a step and a piece matters."""
+        made, needed = writes(piece), all_reads(piece)
+        match step:
+            case TileLoad(load=load):
+                addresses = self.values_in(*(node for _, node in load.at))
+                stored = isinstance(piece, Write) and piece.buffer == load.buffer
+                return stored or load.node in needed or any(n in made for n in addresses)
+            case Product(target=target, left=left, right=right, rescale=rescale):
+                return target in needed or any(n in made for n in (target, left, right, rescale))
 
     def is_tile_load(self, load: Load) -> bool:
         """Whether a load is a rectangle of memory, which a helper copies."""
         space = self.space(load.node)
         at = [node for _, node in load.at]
         return bool(space) and len(space) <= 3 and load.buffer in self.float_buffers and not self.space(*at)
-
-    def reads_from(self, load: Load, run: Run) -> bool:
-        """Whether a load needs something that a run makes (an address), so that it cannot go before it."""
-        made = {n for piece in run.pieces for n in writes(piece)}
-        stored = {p.buffer for p in run.pieces if isinstance(p, Write)}
-        return any(n in made for n in self.values_in(*(node for _, node in load.at))) or load.buffer in stored
 
     def product(
         self, target: ir.Node, lhs: ir.Node, rhs: ir.Node, over: tuple[str, ...], accumulate: bool, rescale: Local | None

@@ -165,7 +165,7 @@ def ends_with_loop(piece: Piece, axis: str) -> bool:
 
 
 def arrange(pieces: list[Piece], fixed: Space = ()) -> list[Piece | Nest]:
-    """The pieces as loop nests. Order changes only where no value notices."""
+    """The pieces as loop nests. Order changes only where no value notices; short loops go as early as they can, out of the way."""
     groups: list[tuple[tuple[str, bool] | None, list[Piece]]] = []
     place: dict[Piece, int] = {}
     for position, piece in enumerate(pieces):
@@ -179,8 +179,9 @@ def arrange(pieces: list[Piece], fixed: Space = ()) -> list[Piece | Nest]:
                 earliest = max(earliest, at if shared else at + 1)
         found = next((n for n in range(earliest, len(groups)) if groups[n][0] == key), None)
         if found is None:
-            groups.append((key, []))
-            found = len(groups) - 1
+            found = len(groups) if key is not None and key[1] else earliest
+            groups.insert(found, (key, []))
+            place.update({p: n + 1 for p, n in place.items() if n >= found})
         groups[found][1].append(piece)
         place[piece] = found
     items: list[Piece | Nest] = []

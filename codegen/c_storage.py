@@ -42,12 +42,14 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """An array with a dimension for each of ``axes``, the last one padded; rank 0 is a variable."""
+    """An array with a dimension for each of ``axes``, the last one padded; rank 0 is a variable. It may take the place of a
+    tile that is no longer needed."""
 
     name: str
     axes: tuple[str, ...]
     dims: tuple[int, ...]
     ctype: str
+    place_of: str = ""
 
     def element(self, variables: dict[str, str]) -> Text:
         return Text(self.name + "".join(f"[{variables[a]}]" for a in self.axes), PRIMARY)
@@ -85,9 +87,11 @@ class Tile:
 
     @property
     def pointer(self) -> str:
-        """A pointer that is used like the array, with an empty place for a qualifier and a name given by the tile."""
-        return f"{self.ctype} (*const {self.name})" + "".join(f"[{d}]" for d in self.dims[1:])
+        """A pointer that is used like the array."""
+        inner = "".join(f"[{d}]" for d in self.dims[1:])
+        return f"{self.ctype} (*const {self.name}){inner}" if inner else f"{self.ctype} *const {self.name}"
 
     @property
     def cast(self) -> str:
-        return f"({self.ctype} (*)" + "".join(f"[{d}]" for d in self.dims[1:]) + ")"
+        inner = "".join(f"[{d}]" for d in self.dims[1:])
+        return f"({self.ctype} (*){inner})" if inner else f"({self.ctype} *)"

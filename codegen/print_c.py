@@ -7,7 +7,8 @@ between two products is fused into loops that the compiler vectorises.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, assert_never
@@ -18,11 +19,14 @@ from .c_expressions import ORDER, PRIMARY, PRODUCT, SUM, UNARY, Expressions, Tex
 from .c_library import library, sections
 from .c_lowering import Clear, Lowering, Product, Run, Step, Sweep, TileLoad
 from .c_pieces import Define, Fill, Folded, Gather, Move, Nest, Piece, Scale, Spread, Write, all_reads, arrange, inside, writes
-from .c_storage import Names, Tile, padded
+from .c_storage import PAD, Names, Tile, padded
 from .source import Entry, Module, Specialization
 
 if TYPE_CHECKING:
     import jinja2
+
+Definition = Define | Gather | Folded | TileLoad | Product
+"""What gives a value that is not carried."""
 
 STACK_BYTES = 1 << 20
 """Tiles of a program that need more than this go to the heap."""
@@ -58,13 +62,26 @@ def _template(name: str) -> jinja2.Template:
     return environment.from_string(resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8"))
 
 
+def vector_order(kernel: Kernel) -> tuple[str, ...]:
+    """The axes of tiles in C: swept axes first, then the rows, then whole axes.
+
+    With the rows of a program side by side, maxima and sums over a swept axis are sums of vectors, and a product of the
+    program's rows with a swept tile needs only the rows transposed, once.
+    """
+    swept = [a for a in kernel.tile_order if a in kernel.tiled and a != kernel.rows]
+    rows = [a for a in kernel.tile_order if a == kernel.rows]
+    return (*swept, *rows, *(a for a in kernel.tile_order if a not in kernel.tiled))
+
+
 class _KernelPrinter:
     """Prints one kernel: ``render`` gives its text, after which ``entry`` says how to call it."""
 
     def __init__(self, kernel: Kernel, plan: Plan, spec: Specialization, spec_text: str, filename: str, functions: set[str]) -> None:
-        self.kernel = kernel
+        kernel = self.kernel = replace(kernel, tile_order=vector_order(kernel))
         self.plan = plan
+        self.plan_buffers = dict(plan.buffers)
         self.dtypes = dict(spec.dtypes)
+        self.scratch: dict[str, str] = {}
         self.extents = dict(spec.extents)
         self.params = dict(spec.params)
         self.spec_lines = spec_text.splitlines()
@@ -79,7 +96,9 @@ class _KernelPrinter:
         self.last_comment = 0
         self.values: dict[ir.Node, Text | list[Tile]] = {}
         self.tiles: list[Tile] = []
-        self.users: dict[ir.Node, list[Piece | None]] = {}
+        self.layouts: dict[tuple[ir.Node, tuple[str, ...], str], Tile] = {}
+        self.definitions: dict[ir.Node, Definition] = {}
+        self.users: dict[Definition, list[Piece | Step]] = {}
         self.axis_names: dict[str, str] = {}
         self.starts: dict[str, str] = {}
         self.counts: dict[str, str] = {}
@@ -120,7 +139,7 @@ class _KernelPrinter:
 
     def stride(self, buffer: str, axis: str) -> str:
         """The stride of a tensor along an axis; what weft allocates is contiguous."""
-        about = self.plan.buffers[buffer]
+        about = self.plan_buffers[buffer]
         if axis == about.axes[-1] and about.role in ("temporary", "output", "gradient"):
             return "1"
         if (buffer, axis) not in self.strides:
@@ -145,7 +164,7 @@ class _KernelPrinter:
             return self.pick(value).element(self.axis_names)
         match node:
             case Local() if node in self.lowering.in_place:
-                return Text(self.element(self.lowering.in_place[node], {}), PRIMARY)
+                return Text(self.place_in_memory(node, {}), PRIMARY)
             case Index(axis=axis):
                 return self.index(axis)
             case ir.Position(axis=axis):
@@ -204,7 +223,7 @@ class _KernelPrinter:
     def address(self, buffer: str, at: dict[str, Text], without: tuple[str, ...] = ()) -> Text:
         """Offset of an element in its tensor; ``without`` leaves the index inside a tile out of axes."""
         terms = []
-        for axis in self.plan.buffers[buffer].axes:
+        for axis in self.plan_buffers[buffer].axes:
             if axis in at:
                 index = at[axis]
             elif axis in without:
@@ -224,13 +243,20 @@ class _KernelPrinter:
         text = Text(self.element(buffer, at), PRIMARY)
         return self.expressions.use(f"from_{dtype}", text) if dtype in ("float16", "bfloat16") else text
 
-    def new_tile(self, wish: str, axes: tuple[str, ...], ctype: str) -> Tile:
+    def new_tile(self, wish: str, axes: tuple[str, ...], ctype: str, instead: Tile | None = None) -> Tile:
         extents = [self.tile_extent(a) for a in axes]
         if extents:
             extents[-1] = padded(extents[-1])
-        tile = Tile(self.names.new(wish), axes, tuple(extents), ctype)
+        tile = Tile(self.names.new(wish), axes, tuple(extents), ctype, instead.name if instead else "")
         self.tiles.append(tile)
         return tile
+
+    def kept_tile(self, node: ir.Node, axes: tuple[str, ...], suffix: str, instead: Tile | None = None) -> Tile:
+        """The tile that holds a node in a layout, one for all loops that come by; it may take the place of another tile."""
+        key = (node, axes, instead.name if instead else "")
+        if key not in self.layouts:
+            self.layouts[key] = self.new_tile(self.name_of(node) + suffix, axes, self.expressions.ctype(node), instead)
+        return self.layouts[key]
 
     def tile_extent(self, axis: str) -> int:
         return self.kernel.tiled[axis] if axis in self.kernel.tiled else self.extents[axis]
@@ -246,7 +272,7 @@ class _KernelPrinter:
     def target(self, node: ir.Node) -> str:
         """The element that holds a carried or kept value."""
         if node in self.lowering.in_place:
-            return self.element(self.lowering.in_place[node], {})
+            return self.place_in_memory(node, {})
         return self.carried(node).element(self.axis_names).text
 
     def bound(self, axis: str, relaxed: bool) -> str:
@@ -262,8 +288,8 @@ class _KernelPrinter:
             match step:
                 case Run(pieces=pieces):
                     self.run(pieces)
-                case TileLoad(load=load):
-                    self.tile_load(load)
+                case TileLoad():
+                    self.tile_load(step)
                 case Product():
                     self.product(step)
                 case Clear(begin=begin):
@@ -273,26 +299,39 @@ class _KernelPrinter:
                 case _:
                     assert_never(step)
 
-    def note_users(self, steps: list[Step]) -> None:
+    def note_users(self, steps: list[Step], around: dict[ir.Node, Definition]) -> None:
+        """Notes who reads each definition of a value; ``around`` has those in force where the steps begin."""
+        current = dict(around)
+
+        def reads(nodes: Iterable[ir.Node], user: Piece | Step) -> None:
+            for node in nodes:
+                if node in current:
+                    self.users[current[node]].append(user)
+
+        def defines(node: ir.Node, definition: Definition) -> None:
+            self.users[definition] = []
+            current[node] = definition
+
         for step in steps:
             match step:
                 case Run(pieces=pieces):
                     for piece in pieces:
-                        for node in all_reads(piece):
-                            self.users.setdefault(node, []).append(piece)
+                        reads(all_reads(piece), piece)
+                        if isinstance(piece, Define | Gather | Folded) and writes(piece)[0] in self.lowering.defined:
+                            defines(writes(piece)[0], piece)
                 case TileLoad(load=load):
-                    for node in self.lowering.values_in(*(n for _, n in load.at)):
-                        self.users.setdefault(node, []).append(None)
-                case Product(left=left, right=right):
-                    for node in (left, right):
-                        self.users.setdefault(node, []).append(None)
+                    reads(self.lowering.values_in(*(n for _, n in load.at)), step)
+                    defines(load.node, step)
+                case Product(target=target, left=left, right=right):
+                    reads((left, right), step)
+                    if target in self.lowering.defined:
+                        defines(target, step)
                 case Clear():
                     pass
                 case Sweep(loop=loop, steps=inner):
                     outside = (loop.start, loop.stop) if loop.skip is None else (loop.start, loop.stop, loop.skip)
-                    for node in self.lowering.values_in(*outside):
-                        self.users.setdefault(node, []).append(None)
-                    self.note_users(inner)
+                    reads(self.lowering.values_in(*outside), step)
+                    self.note_users(inner, current)
                 case _:
                     assert_never(step)
 
@@ -335,7 +374,7 @@ class _KernelPrinter:
         self.phase(())
         if loop.note:
             self.put(f"// {loop.note}")
-        start, stop = self.expressions.show(loop.start), self.expressions.show(loop.stop)
+        start, stop = self.expressions.show(loop.start), self.limit(loop)
         if loop.block is None:
             variable = self.axis_names[loop.axis]
             self.open(f"for (int {variable} = {start.text}; {variable} < {wrap(stop, ORDER + 1)}; {variable}++)")
@@ -351,45 +390,102 @@ class _KernelPrinter:
         self.last_comment = comment
         self.close()
 
+    def limit(self, loop: Loop) -> Text:
+        """Where a loop stops: worked out before it begins."""
+        stop = self.expressions.show(loop.stop)
+        if stop.binds == PRIMARY and "(" not in stop.text:
+            return stop
+        name = self.names.new(f"{self.axis_names[loop.axis]}_stop")
+        self.put(f"const int {name} = {stop.text};")
+        return Text(name, PRIMARY)
+
+    def held_in(self, buffer: str) -> str:
+        """The float tensor in which a value is summed in place: the tensor itself, or scratch memory for one of half precision."""
+        return self.scratch.get(buffer, buffer)
+
+    def place_in_memory(self, node: ir.Node, at: dict[str, Text]) -> str:
+        return self.element(self.held_in(self.lowering.in_place[node]), at)
+
     def clear(self, begin: Begin) -> None:
         """Zero the part of a tensor that this program owns."""
         assert begin.buffer is not None
         buffer = self.plan.buffers[begin.buffer]
         self.phase(())
-        opened = 0
-        for axis in buffer.axes:
-            if axis in self.kernel.grid or (axis == self.kernel.rows and not self.kernel.owner):
-                continue
+        if self.dtypes[buffer.name] != "float32":
+            self.make_scratch(buffer)
+        held = self.held_in(buffer.name)
+        self.over_owned(buffer, lambda: f"{self.element(held, {})} = 0.0f;")
+
+    def make_scratch(self, buffer: Buffer) -> None:
+        """Float memory for the part of a half-precision tensor that this program owns."""
+        axes = tuple(a for a in buffer.axes if a not in self.kernel.grid)
+        name = self.names.new(f"{buffer.name}_sum")
+        self.plan_buffers[name] = Buffer(name, axes, "float32", "temporary")
+        self.dtypes[name] = "float32"
+        self.buffer_names[name] = name
+        self.scratch[buffer.name] = name
+        self.functions.add("allocate")
+        extent = "1"
+        for axis in reversed(axes):
+            if axis != axes[-1]:
+                self.strides[name, axis] = self.names.new(f"{name}_{axis}")
+                self.put(f"const int64_t {self.strides[name, axis]} = {extent};")
+                extent = f"{self.strides[name, axis]} * {self.size(axis)}"
+            else:
+                extent = f"(int64_t){self.size(axis)}"
+        self.put(f"float *const {name} = allocate({extent} * (int64_t)sizeof(float));")
+
+    def release_scratch(self) -> None:
+        """Convert what was summed in scratch memory to the dtype of its tensor."""
+        for buffer, held in self.scratch.items():
+            self.phase(())
+            store = f"to_{self.dtypes[buffer]}"
+            self.functions.add(store)
+            self.over_owned(self.plan.buffers[buffer], lambda b=buffer, h=held, f=store: f"{self.element(b, {})} = {f}({self.element(h, {})});")  # type: ignore[misc]
+            self.put(f"free({held});")
+
+    def over_owned(self, buffer: Buffer, statement: Callable[[], str]) -> None:
+        """A statement for every element of the part of a tensor that a program owns."""
+        axes = [a for a in buffer.axes if a not in self.kernel.grid]
+        hidden = dict(self.starts)
+        for axis in axes:
             variable = self.axis_names.setdefault(axis, axis)
-            self.open(f"for (int {variable} = 0; {variable} < {self.size(axis)}; {variable}++)")
-            opened += 1
-        hidden = {a: self.starts.pop(a) for a in list(self.starts) if a != self.kernel.rows or self.kernel.owner}
-        self.put(f"{self.element(begin.buffer, {})} = 0.0f;")
-        self.starts.update(hidden)
-        for _ in range(opened):
+            if axis == axes[-1]:
+                self.pragma("omp simd")
+            if axis == self.kernel.rows and not self.kernel.owner:
+                self.open(f"for (int {variable} = 0; {variable} < {self.counts[axis]}; {variable}++)")
+            else:
+                self.starts.pop(axis, None)
+                self.open(f"for (int {variable} = 0; {variable} < {self.size(axis)}; {variable}++)")
+        self.put(statement())
+        self.starts = hidden
+        for _ in axes:
             self.close()
 
     # Tile loads and products ----------------------------------------------------------------------------------------
 
-    def tile_orders(self, node: ir.Node) -> list[tuple[str, ...]]:
+    def tile_orders(self, step: TileLoad) -> list[tuple[str, ...]]:
         """The layouts in which a loaded tile is wanted: as the right factor of a product its columns lie side by side."""
-        natural = self.lowering.space(node)
-        asked = [(p.depth, p.columns) for p in self.products if p.right is node]
-        otherwise = any(user is not None for user in self.users.get(node, [])) or any(p.left is node for p in self.products) and not asked
-        return list(dict.fromkeys([*asked, *([natural] if otherwise or not asked else [])]))
+        node, users = step.load.node, self.users[step]
+        asked = [(p.depth, p.columns) for p in users if isinstance(p, Product) and p.right is node]
+        plain = not asked or any(not isinstance(user, Product) for user in users)
+        return list(dict.fromkeys([*asked, *([self.lowering.space(node)] if plain else [])]))
 
-    def tile_load(self, load: Load) -> None:
+    def tile_load(self, step: TileLoad) -> None:
+        load = step.load
         self.phase((load.node,))
         at = {axis: self.expressions.show(node) for axis, node in load.at}
-        limits = [
-            f"{wrap(index, ORDER)} >= 0 && {wrap(index, ORDER)} < {self.size(axis)}" for axis, index in at.items() if axis in load.checked
-        ]
         tiles = []
-        for order in self.tile_orders(load.node):
+        for order in self.tile_orders(step):
             suffix = "" if order == self.lowering.space(load.node) else "_t"
-            tiles.append(self.new_tile(self.plan.names[load.node] + suffix, order, "float"))
-            self.copy_tile(load.buffer, tiles[-1], at, limits)
-        self.values[load.node] = list(tiles)
+            tiles.append(self.kept_tile(load.node, order, suffix))
+            self.copy_tile(load.buffer, tiles[-1], at, self.limits(load, at))
+        self.values[load.node] = tiles
+
+    def limits(self, load: Load, at: dict[str, Text]) -> list[str]:
+        """Tests that an address lies inside the tensor."""
+        checked = [(index, self.size(axis)) for axis, index in at.items() if axis in load.checked]
+        return [f"{wrap(index, ORDER)} >= 0 && {wrap(index, ORDER)} < {size}" for index, size in checked]
 
     def copy_tile(self, buffer: str, tile: Tile, at: dict[str, Text], limits: list[str]) -> None:
         function = f"load_{self.dtypes[buffer]}"
@@ -431,27 +527,44 @@ class _KernelPrinter:
         elif product.accumulate:
             keep = "&unchanged, 0"
             self.functions.add("unchanged")
-        staged = product.target in self.lowering.in_place
-        out = self.staging(product) if staged else self.carried(product.target)
+        if product in self.users:
+            self.definitions[product.target] = product
+            self.values[product.target] = [self.kept_tile(product.target, self.lowering.space(product.target), "")]
+        memory = self.in_memory(product)
+        staged = memory is None and product.target in self.lowering.in_place
+        if memory is None:
+            out = self.staging(product) if staged else self.carried(product.target)
+            memory = f"{out.first}, {out.stride(product.rows) if product.rows else 0}"
         if staged:
             self.copy_in_place(product, out, back=False)
         self.put(
-            f"product({out.first}, {out.stride(product.rows) if product.rows else 0}, {keep}, {left.first}, {left_row}, "
-            f"{left.stride(product.depth)}, {right.first}, {right.stride(product.depth)}, {rows}, {self.tile_extent(product.columns)}, "
+            f"product({memory}, {keep}, {left.first}, {left_row}, "
+            f"{left.stride(product.depth)}, {right.first}, {right.stride(product.depth)}, {rows}, {self.bound(product.columns, False)}, "
             f"{self.bound(product.depth, False)});"
         )
         if staged:
             self.copy_in_place(product, out, back=True)
 
+    def in_memory(self, product: Product) -> str | None:
+        """Address and row stride of a value kept in a tensor whose rows are whole vectors: the product adds to it there."""
+        buffer = self.lowering.in_place.get(product.target)
+        if buffer is None or product.rows is None or product.columns in self.kernel.tiled:
+            return None
+        held = self.held_in(buffer)
+        if self.tile_extent(product.columns) % PAD != 0 or self.stride(held, product.columns) != "1":
+            return None
+        base = self.address(held, {}, self.lowering.space(product.target))
+        return f"{self.buffer(held)} + {base.text}, {self.stride(held, product.rows)}"
+
     def staging(self, product: Product) -> Tile:
         """A tile for the rows of an in-place value that a product adds to."""
-        return self.new_tile(f"{self.name_of(product.target)}_rows", self.lowering.space(product.target), "float")
+        return self.kept_tile(product.target, self.lowering.space(product.target), "_rows")
 
     def copy_in_place(self, product: Product, tile: Tile, back: bool) -> None:
         for axis in tile.axes:
             variable = self.axis_names[axis]
             self.open(f"for (int {variable} = 0; {variable} < {self.bound(axis, False)}; {variable}++)")
-        memory = self.element(self.lowering.in_place[product.target], {})
+        memory = self.place_in_memory(product.target, {})
         local = tile.element(self.axis_names).text
         self.put(f"{memory} = {local};" if back else f"{local} = {memory};")
         for _ in tile.axes:
@@ -471,7 +584,7 @@ class _KernelPrinter:
             if tile.axes == order:
                 return tile
         source = tiles[0]
-        turned = self.new_tile(f"{self.name_of(node)}_t", order, "float")
+        turned = self.kept_tile(node, order, "_t")
         self.functions.add("transpose")
         self.put(f"transpose({turned.first}, {turned.dims[1]}, {source.first}, {source.dims[1]}, {source.dims[0]}, {self.tile_extent(order[0])});")
         return turned
@@ -480,6 +593,9 @@ class _KernelPrinter:
 
     def run(self, pieces: list[Piece]) -> None:
         items = arrange(pieces)
+        for piece in pieces:
+            if piece in self.users:
+                self.definitions[writes(piece)[0]] = piece  # type: ignore[assignment]
         self.place(items)
         self.phase(n for p in pieces for n in writes(p))
         self.emit(items, ())
@@ -496,6 +612,7 @@ class _KernelPrinter:
                     paths[item] = path
 
         walk(items, ())
+        order = list(paths)
         for piece, path in paths.items():
             match piece:
                 case Define(node=node) | Gather(load=Load(node=node)):
@@ -504,15 +621,34 @@ class _KernelPrinter:
                     home = tuple(n for n in path if n.axis not in folded)
                 case _:
                     continue
-            if not self.lowering.space(node):
-                near = True
-            else:
-                near = all(user in paths and paths[user][: len(home)] == home for user in self.users.get(node, []) if user is not None)
-                near = near and None not in self.users.get(node, [])
-            if near:
+            if piece not in self.users:
+                self.carried(node)
+            elif not self.lowering.space(node) or all(u in paths and paths[u][: len(home)] == home for u in self.users[piece]):  # type: ignore[index]
                 self.values[node] = Text(self.names.new(self.name_of(node)), PRIMARY)
             else:
-                self.carried(node)
+                before = {p for p in order[: order.index(piece) + 1] if paths[p] == path}
+                self.values[node] = [self.kept_tile(node, self.lowering.space(node), "", self.replaced(piece, before))]
+
+    def replaced(self, piece: Define | Gather | Folded, before: set[Piece]) -> Tile | None:
+        """The tile of an operand that nobody needs after this piece, for the result to take its place."""
+        if not isinstance(piece, Define) or piece.node.kind != "real":
+            return None
+        for node in self.tiles_read(piece.node):
+            value = self.values.get(node)
+            definition = self.definitions.get(node)
+            if isinstance(value, list) and definition is not None and self.lowering.space(node) == piece.space and node.kind == "real":
+                if len(value) == 1 and value[0].axes == piece.space and all(u in before for u in self.users[definition]):
+                    del self.definitions[node]
+                    return value[0]
+        return None
+
+    def tiles_read(self, node: ir.Node) -> Iterable[ir.Node]:
+        """The values in tiles that an expression is made of, through variables of its loop."""
+        for argument in ir.children(node):
+            if isinstance(self.values.get(argument), list):
+                yield argument
+            else:
+                yield from self.tiles_read(argument)
 
     def emit(self, items: list[Piece | Nest], fixed: tuple[str, ...]) -> None:
         for item in items:
@@ -529,7 +665,9 @@ class _KernelPrinter:
             self.start_total(fold)
         if nest.innermost:
             self.simd(members, ending)
-        relaxed = nest.innermost and all(isinstance(p, Define | Fill | Scale | Move) for p in members)
+        relaxed = nest.innermost and all(
+            isinstance(p, Define | Fill | Scale | Move) or isinstance(p, Folded) and nest.axis not in p.folded for p in members
+        )
         relaxed = relaxed and not any(n in self.lowering.in_place for p in members for n in writes(p) + all_reads(p))
         variable = self.axis_names[nest.axis]
         self.open(f"for (int {variable} = 0; {variable} < {self.bound(nest.axis, relaxed)}; {variable}++)")
@@ -583,9 +721,7 @@ class _KernelPrinter:
 
     def gathered(self, load: Load) -> Text:
         at = {axis: self.expressions.show(node) for axis, node in load.at}
-        limits = [
-            f"{wrap(index, ORDER)} >= 0 && {wrap(index, ORDER)} < {self.size(axis)}" for axis, index in at.items() if axis in load.checked
-        ]
+        limits = self.limits(load, at)
         element = self.read(load.buffer, at)
         return Text(f"{' && '.join(limits)} ? {element.text} : 0", 3) if limits else element
 
@@ -601,7 +737,7 @@ class _KernelPrinter:
         self.put(f"const int64_t {at} = {self.show(piece.at)};")
         self.put(f"if ({at} >= 0 && {at} < {self.size(piece.axis)})")
         if piece.local in self.lowering.in_place:
-            target = self.element(self.lowering.in_place[piece.local], {piece.axis: Text(at, PRIMARY)})
+            target = self.place_in_memory(piece.local, {piece.axis: Text(at, PRIMARY)})
         else:
             target = self.carried(piece.local).element({**self.axis_names, piece.axis: at}).text
         self.put(f"    {target} += {self.show(piece.x)};")
@@ -682,7 +818,7 @@ class _KernelPrinter:
         self.totals = {}
         steps = self.lowering.steps(self.kernel.body)
         self.products = list(_products(steps))
-        self.note_users(steps)
+        self.note_users(steps, {})
         body = self.program(steps)
         self.entry = self.make_entry()
         return _template("kernel.c.jinja").render(
@@ -727,11 +863,12 @@ class _KernelPrinter:
         self.steps([s for s in steps if s not in first])
         if row_loop is not None and kernel.owner:
             self.close()
+        self.release_scratch()
         return self.around(loops)
 
     def around(self, loops: list[str]) -> list[str]:
         """The parallel loops, the tiles of a program, and its body."""
-        heap = sum(t.bytes for t in self.tiles) > STACK_BYTES
+        heap = sum(t.bytes for t in self.tiles if not t.place_of) > STACK_BYTES
         pad = "    "
         tiles = [pad * (len(loops) + 1) + line for line in (self.heap_tiles() if heap else self.stack_tiles())]
         head = []
@@ -751,22 +888,25 @@ class _KernelPrinter:
         return [*head, *tiles, *gap, *body, *free, pad * max(len(loops), 1) + "}"]
 
     def stack_tiles(self) -> list[str]:
-        return [f"{t.declaration}{' __attribute__((aligned(64)))' if t.axes else ''};" for t in self.tiles]
+        own = [f"{t.declaration}{' __attribute__((aligned(64)))' if t.axes else ''};" for t in self.tiles if not t.place_of]
+        return [*own, *self.shared_tiles()]
+
+    def shared_tiles(self) -> list[str]:
+        return [f"{t.pointer} = {t.place_of};" for t in self.tiles if t.place_of]
 
     def heap_tiles(self) -> list[str]:
         self.functions.add("allocate")
         total = 0
         lines = []
         for tile in self.tiles:
+            if tile.place_of:
+                continue
             if not tile.axes:
                 lines.append(tile.declaration + ";")
                 continue
-            if len(tile.axes) == 1:
-                lines.append(f"{tile.ctype} *const {tile.name} = ({tile.ctype} *)(scratch + {total});")
-            else:
-                lines.append(f"{tile.pointer} = {tile.cast}(scratch + {total});")
+            lines.append(f"{tile.pointer} = {tile.cast}(scratch + {total});")
             total += (tile.bytes + 63) // 64 * 64
-        return [f"char *const scratch = allocate({total});", *lines]
+        return [f"char *const scratch = allocate({total});", *lines, *self.shared_tiles()]
 
     def arguments(self) -> list[str]:
         lines = []

@@ -271,6 +271,9 @@ class Expressions:
             case "add" | "sub" | "mul", [x, y]:
                 return _arithmetic(op, kind, x, y, dims)
             case "div", [x, y]:
+                inverse = _inverse(y)
+                if inverse is not None:
+                    return _infix("*", PRODUCT, real(x), inverse, dims, "float32")
                 return _infix("/", PRODUCT, real(x), real(y), dims, "float32")
             case "floordiv" | "mod", [x, y]:
                 return self._whole_division(op, kind, x, y, dims, nodes)
@@ -357,7 +360,9 @@ class Expressions:
             case ir.Param():
                 shown = self._find(node)
                 return shown is not None and shown.value is not None and shown.value >= 0
-            case ir.Pointwise(op="add" | "mul" | "floordiv" | "mod" | "min" | "max", args=args):
+            case ir.Pointwise(op="max", args=args):
+                return any(self.never_negative(a) for a in args)
+            case ir.Pointwise(op="add" | "mul" | "floordiv" | "mod" | "min", args=args):
                 return all(self.never_negative(a) for a in args)
             case _:
                 return node.kind == "bool"
@@ -403,6 +408,13 @@ def _infix(sign: str, level: int, x: Shown, y: Shown, dims: tuple[str, ...], dty
     """``x sign y``; the right operand is wrapped from ``right`` on (one above the operator's own level where not given)."""
     x, y = spread(x, dims), spread(y, dims)
     return Shown(f"{wrapped(x, level)} {sign} {wrapped(y, level + 1 if right is None else right)}", level, dims, dtype)
+
+
+def _inverse(divisor: Shown) -> Shown | None:
+    """The reciprocal of a known divisor: GPUs divide slowly."""
+    if divisor.value is None or not FLOAT32_TINY <= abs(divisor.value) <= 1 / FLOAT32_TINY:
+        return None
+    return literal(1 / divisor.value)
 
 
 def _compare(sign: str, x: Shown, y: Shown, dims: tuple[str, ...]) -> Shown:

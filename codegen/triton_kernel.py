@@ -380,7 +380,9 @@ class KernelPrinter:
         if not isinstance(node, ir.Pointwise):
             raise UnprintablePlan(f"{type(node).__name__} is not an operation to compute")
         args = [self._expressions.show(a) for a in node.args]
-        if node.op == "expdiff" and node.args[1] in self._pivots:
+        if node.op == "lt" and self._is_inside(node.args):
+            shown = self._show_inside(node.axes[0])
+        elif node.op == "expdiff" and node.args[1] in self._pivots:
             pivot = self._pivots[node.args[1]]
             shown = self._expressions.weight(args[0], pivot, self._expressions.dims(node))
         else:
@@ -391,13 +393,23 @@ class KernelPrinter:
             self._comment_line(node)
             self._assign(node, shown)
 
+    def _is_inside(self, args: Sequence[ir.Node]) -> bool:
+        """Whether a comparison asks if the indices of a tile are inside the extent."""
+        match args:
+            case [plans.Index(axis=axis), ir.Size(axis=extent)]:
+                return axis == extent and axis in self._kernel.tile_order
+            case _:
+                return False
+
     def _shares_line(self, node: ir.Node, shown: Shown, body: Sequence[plans.Statement], position: int) -> bool:
         if node in self._plan.graph.names or node in self._pivot_of or len(shown.text) > MAX_INLINE:
             return False
         return is_inlined(body, position, self._obtained.__contains__)
 
     def _is_alias(self, node: ir.Pointwise, shown: Shown) -> bool:
-        """stopgrad(x) is x, unless x goes on to change."""
+        """stopgrad(x) is x, unless x goes on to change; being inside the extent has a name already."""
+        if node.op == "lt" and self._is_inside(node.args):
+            return True
         return node.op in ("stopgrad", "clipgrad") and not isinstance(node.args[0], plans.Local) and shown.text.isidentifier()
 
     def _print_contract(self, contract: plans.Contract) -> None:

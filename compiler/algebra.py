@@ -87,10 +87,11 @@ def _take_out_shared(combine: Callable[[ir.Node, ir.Node], ir.Node], a: ir.Node,
     if a.kind != "real" or b.kind != "real":
         return None
     match a, b:
-        case ir.Pointwise(op="where", args=(ca, xa, za)), ir.Pointwise(op="where", args=(cb, xb, zb)) if (
-            ca is cb and is_const(za, 0) and is_const(zb, 0)
-        ):
-            return where(ca, combine(xa, xb), ZERO)
+        case ir.Pointwise(op="where", args=(ca, xa, za)), ir.Pointwise(op="where", args=(cb, xb, zb)) if is_const(za, 0) and is_const(zb, 0):
+            both = [c for c in conjuncts(ca) if c in conjuncts(cb)]
+            if both:
+                left, right = (conjunction(c for c in conjuncts(k) if c not in both) for k in (ca, cb))
+                return where(conjunction(both), combine(where(left, xa, ZERO), where(right, xb, ZERO)), ZERO)
     fa, fb = factors(a), factors(b)
     rest_a, rest_b = list(fa), list(fb)
     shared: list[ir.Node] = []

@@ -110,10 +110,12 @@ RULES: dict[str, Callable[..., Adjoints]] = {
 """The derivative of every pointwise operation with a real result; each row is tested against torch.autograd."""
 
 
-def differentiate(outputs: dict[str, ir.Node], cotangents: dict[str, ir.Node], wanted: Iterable[ir.Input]) -> dict[str, ir.Node]:
+def differentiate(
+    outputs: dict[str, ir.Node], cotangents: dict[str, ir.Node], wanted: Iterable[ir.Input], adjoints: dict[ir.Node, ir.Node] | None = None
+) -> dict[str, ir.Node]:
     """Gradient nodes of the wanted inputs.
 
-    ``cotangents`` maps an output's name to the node of its cotangent. Raises NoDerivative where a rule is missing on a path
+    ``cotangents`` maps an output's name to the node of its cotangent; ``adjoints`` receives the adjoint of every node. Raises NoDerivative where a rule is missing on a path
     from a wanted input to an output.
     """
     wanted = list(wanted)
@@ -128,6 +130,8 @@ def differentiate(outputs: dict[str, ir.Node], cotangents: dict[str, ir.Node], w
         for child, contribution in _contributions(node, adjoint[node]):
             if child in reach and child.kind == "real":
                 adjoint[child] = add(adjoint[child], contribution)
+    if adjoints is not None:
+        adjoints.update(adjoint)
     return {node.name: adjoint[node] for node in wanted}
 
 

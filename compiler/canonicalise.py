@@ -10,11 +10,12 @@ from __future__ import annotations
 from . import algebra, ir
 
 
-def canonicalise(roots: dict[str, ir.Node]) -> dict[str, ir.Node]:
-    """The same outputs in canonical form."""
-    memo: dict[ir.Node, ir.Node] = {}
+def canonicalise(roots: dict[str, ir.Node], memo: dict[ir.Node, ir.Node] | None = None) -> dict[str, ir.Node]:
+    """The same outputs in canonical form; ``memo`` receives what became of every node."""
+    memo = {} if memo is None else memo
     for node in ir.topological(roots.values()):
-        memo[node] = _canonical(node, tuple(memo[c] for c in ir.children(node)))
+        if node not in memo:
+            memo[node] = _canonical(node, tuple(memo[c] for c in ir.children(node)))
     return {name: memo[node] for name, node in roots.items()}
 
 

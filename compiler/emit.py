@@ -132,6 +132,7 @@ class KernelBuilder:
         for axis in self.tiled_loops.values():
             self.block[axis] = context.loop_block
         self.pivots: list[Pivot] = []
+        self.read = {n for g in (group, extra) if g is not None for t in g.tasks for n in t.needs if n in context.stored}
 
     def _pick_rows(self, kept: frozenset[str]) -> str | None:
         """The kept axis to tile: one that some operand of the sweeps lacks, so that its tile is used again and again."""
@@ -209,8 +210,9 @@ class KernelBuilder:
     def _store(self, task: Task) -> None:
         value = self._low(task.node)
         self._emit(value)
-        checked = (self.rows,) if self.rows and self.rows in self.context.layout[task.buffer] else ()
-        self.scopes[0].statements.append(Store(task.buffer, value, checked))
+        for buffer in (task.buffer, *task.also):
+            checked = (self.rows,) if self.rows and self.rows in self.context.layout[buffer] else ()
+            self.scopes[0].statements.append(Store(buffer, value, checked))
 
     # Stages and accumulators -----------------------------------------------------------------------------------
 
@@ -235,6 +237,9 @@ class KernelBuilder:
         return local(name if count == 1 else f"{name}_{count}", tuple(axes), kind)
 
     def _result_name(self, s: ir.Reduce, fallback: str) -> str:
+        task = next((t for t in self.group.tasks if t.node is s), None)
+        if task is not None and not task.buffer.startswith("saved"):
+            return f"{task.buffer}_acc"
         named = self.context.names.get(s)
         return f"{named}_sum" if named else fallback
 
@@ -465,7 +470,7 @@ class KernelBuilder:
         condition = r.condition
         if not full:
             condition = conjunction([r.condition, self._in_range(axis)])
-        if r.buffer is not None and self.rows and not full:
+        if self.extra is not None and self.rows and not full:
             condition = conjunction([condition, self._in_range(self.rows)])
         rescale = r.pivot.rescale if r.pivot is not None else None
         parts = factors(operand) if r.op == "sum" else [operand]
@@ -489,13 +494,24 @@ class KernelBuilder:
             lhs = ir.pointwise("where", test, lhs, identity)
         elif bare:
             lhs = ir.pointwise("where", ir.pointwise("ge", index(axis), ir.const(0)), one, self._int_identity("sum") if one is not ONE else ZERO)
-        self._emit(lhs)
         rhs: ir.Node | None = None
         if rhs_parts:
             rhs = product(rhs_parts)
+            if not full and r.condition is not algebra.TRUE:
+                lhs, rhs = self._shield(lhs, rhs, condition)
             self._emit(rhs)
+        self._emit(lhs)
         over = tuple(a for a in r.over if a in self.block or a in self.structure.whole)
         scope.statements.append(Accumulate(r.carried, r.op, lhs, rhs, over, rescale, r.companion))
+
+    def _shield(self, lhs: ir.Node, rhs: ir.Node, condition: ir.Node) -> tuple[ir.Node, ir.Node]:
+        """Keeps what is masked from mattering: 0 * nan is nan. Elements of ``rhs`` that are not finite become 0, and nan goes to the left
+        operand where such an element is kept."""
+        finite = ir.pointwise("eq", ir.pointwise("sub", rhs, rhs), ZERO)
+        whole = [a for a in rhs.axes if a in self.structure.whole]
+        sound = ir.reduce("all", whole, finite) if whole else finite
+        spoiled = ir.pointwise("and", condition, ir.pointwise("not", sound))
+        return ir.pointwise("where", spoiled, ir.const(float("nan")), lhs), ir.pointwise("where", finite, rhs, ZERO)
 
     @staticmethod
     def _int_identity(op: str) -> ir.Node:
@@ -555,11 +571,10 @@ class KernelBuilder:
     def _low(self, node: ir.Node) -> ir.Node:
         """``node`` in terms of indices, results of finished sweeps and stored values."""
         replacement: dict[ir.Node, ir.Node] = dict(self.known)
-        own = {t.node for t in self.group.tasks}
         for n in ir.topological([node]):
             if isinstance(n, ir.Position):
                 replacement[n] = ir.pointwise("add", index(n.axis), origin(n.axis))
-            elif n in self.context.stored and n not in own and not isinstance(n, ir.Input):
+            elif n in self.read and n not in self.known:
                 replacement[n] = ir.make(ir.Input, n.axes, n.kind, self.context.stored[n])
         return substitute(node, replacement)
 

@@ -27,14 +27,12 @@ RESERVED = frozenset(
 def name_nodes(plan: Plan, graph: ir.Graph) -> None:
     """Fill ``plan.names`` and ``plan.lines``."""
     taken: set[str] = set(plan.buffers)
-    adjoint = {node: name for name, node in graph.names.items()} if False else {}
-    del adjoint
     for kernel in plan.kernels:
         for s in inner_statements(kernel.body):
             for node in _made(s):
                 if node in plan.names or isinstance(node, Index):
                     continue
-                plan.names[node] = _unique(_word(node, graph), taken, isinstance(node, ir.Input))
+                plan.names[node] = _unique(_word(node, graph, plan), taken, isinstance(node, ir.Input))
                 span = graph.spans.get(node)
                 if span is not None:
                     plan.lines[node] = span.line
@@ -56,7 +54,7 @@ def _made(s: object) -> Iterable[ir.Node]:
             return
 
 
-def _word(node: ir.Node, graph: ir.Graph) -> str:
+def _word(node: ir.Node, graph: ir.Graph, plan: Plan) -> str:
     if node in graph.names:
         return graph.names[node]
     match node:
@@ -66,6 +64,10 @@ def _word(node: ir.Node, graph: ir.Graph) -> str:
             return f"{name}_at"
         case ir.Pointwise(op="add", args=(Index(axis=axis), _)):
             return f"pos_{axis}"
+        case ir.Pointwise(op="where", args=(_, x, ir.Const())) if x in plan.names:
+            return f"masked_{plan.names[x]}"
+        case ir.Pointwise(op="lt", args=(Index(axis=axis), ir.Size())):
+            return f"{axis}_exists"
         case ir.Pointwise(op=op):
             return WORDS.get(op, op)
         case ir.Reduce(op="sum"):

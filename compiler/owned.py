@@ -55,7 +55,7 @@ def _fit(a: Group, b: Group, between: list[Group], context: Context) -> bool:
     lead = next(iter(_loops(first, context)))
     if not (second.kept >= lead and first.kept >= next(iter(_loops(second, context)))):
         return False
-    if not all(_plain(s) for g in (a, b) for s in g.sweeps) or not all(t.node in t.sweeps for t in second.tasks):
+    if not all(_plain(s) for g in (a, b) for s in g.sweeps) or not all(t.node in t.sweeps and not t.also for t in second.tasks):
         return False
     if any(set(operand_axes(s)) and s.op != "sum" for s in second.sweeps):
         return False

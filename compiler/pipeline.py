@@ -7,7 +7,7 @@ What no class covers stays outside and runs as PyTorch around the fused part, wi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from . import algebra, ir
 from .algebra import substitute
@@ -23,6 +23,8 @@ from .tasks import Group, NotFused, Planner, Task, group_tasks, merge_sums, nest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+T = TypeVar("T")
 
 WHOLE_LIMIT = 256
 """Largest extent of an axis that a tile keeps whole."""
@@ -89,9 +91,10 @@ def lower(graph: ir.Graph, target: Target, hints: Hints) -> Lowered:
         return lowered
     constants: dict[ir.Node, ir.Node] = {ir.make(ir.Param, (), _kind(value), name): ir.const(value) for name, value in hints.params}
     outputs = {name: substitute(node, constants) for name, node in outputs.items()}
-    outputs = split_sums(canonicalise(outputs))
+    became: dict[ir.Node, ir.Node] = {}
+    outputs = split_sums(canonicalise(outputs, became))
     lowered.passes["canonicalise"] = outputs
-    lowered.fused = ir.Graph(graph.kernel, outputs, {}, graph.names, graph.spans)
+    lowered.fused = ir.Graph(graph.kernel, outputs, {}, _carry(graph.names, constants, became), _carry(graph.spans, constants, became))
     try:
         _derive(lowered, outputs)
         _schedule(lowered, outputs)
@@ -100,6 +103,15 @@ def lower(graph: ir.Graph, target: Target, hints: Hints) -> Lowered:
         lowered.fused = None
         lowered.forward = None
     return lowered
+
+
+def _carry(notes: dict[ir.Node, T], constants: dict[ir.Node, ir.Node], became: dict[ir.Node, ir.Node]) -> dict[ir.Node, T]:
+    """Names or spans of nodes, for what the nodes became."""
+    carried: dict[ir.Node, T] = {}
+    for node, note in notes.items():
+        new = substitute(node, constants)
+        carried.setdefault(became.get(new, new), note)
+    return carried
 
 
 def _kind(value: int | bool) -> ir.Kind:
@@ -115,10 +127,18 @@ def _derive(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
             lowered.cotangents[name] = _unique(f"d_{name}", taken)
     cotangents = {name: ir.make(ir.Input, _output_axes(lowered, name), "real", c) for name, c in lowered.cotangents.items()}
     try:
-        gradients = differentiate(outputs, cotangents, inputs)
+        adjoints: dict[ir.Node, ir.Node] = {}
+        gradients = differentiate(outputs, cotangents, inputs, adjoints)
     except NoDerivative as error:
         raise NotFused(str(error)) from error
-    gradients = split_sums(canonicalise(gradients))
+    became: dict[ir.Node, ir.Node] = {}
+    gradients = split_sums(canonicalise(gradients, became))
+    assert lowered.fused is not None
+    names = lowered.fused.names
+    for node, name in list(names.items()):
+        adjoint = became.get(adjoints.get(node, node))
+        if adjoint is not None and node in adjoints and not isinstance(adjoint, ir.Input | ir.Const):
+            names.setdefault(adjoint, f"d_{name}")
     lowered.passes["differentiate"] = gradients
     known = {n for n in ir.topological(outputs.values()) if isinstance(n, ir.Reduce)}
     gradients = exchange_contractions(gradients, known)
@@ -196,7 +216,7 @@ def _plan(
     planner = Planner(structure, {n: b.name for n, b in known.items()})
     for name, node in roots.items():
         planner.add_root(node, name, buffers[name].axes)
-    tasks = list(planner.tasks.values())
+    tasks = [*planner.tasks.values(), *planner.spread]
     for task in tasks:
         if task.buffer not in buffers:
             buffers[task.buffer] = Buffer(task.buffer, structure.sort(task.node.axes), _temporary_dtype(task, structure), "temporary")
@@ -206,7 +226,7 @@ def _plan(
     kernels = _kernels(lowered, groups, context, direction)
     read = {b for k in kernels for b in _touched(k)}
     plan = Plan(lowered.fused, "forward" if direction == "forward" else "backward", {n: b for n, b in buffers.items() if n in read}, kernels)
-    name_nodes(plan, lowered.graph)
+    name_nodes(plan, lowered.fused)
     return plan
 
 
@@ -269,7 +289,8 @@ def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str],
 
     rows, loop = blocks_for(lowered.target.name, structure, dict(lowered.hints.extents), lowered.hints.element_bytes)
     layout = {name: b.axes for name, b in buffers.items()}
-    return Context(structure, stored, layout, rows, loop, lowered.target.backend == "c", lowered.graph.names)
+    assert lowered.fused is not None
+    return Context(structure, stored, layout, rows, loop, lowered.target.backend == "c", lowered.fused.names)
 
 
 def _kernels(lowered: Lowered, groups: list[Group], context: Context, direction: str) -> list[Kernel]:
@@ -278,7 +299,7 @@ def _kernels(lowered: Lowered, groups: list[Group], context: Context, direction:
     pairs = pair_owned(groups, context) if lowered.target.backend == "c" else [(g, None) for g in groups]
     kernels: list[Kernel] = []
     for group, extra in pairs:
-        written = "_".join(t.buffer for t in (*group.tasks, *(extra.tasks if extra else ())))
+        written = "_".join(b for t in (*group.tasks, *(extra.tasks if extra else ())) for b in (t.buffer, *t.also))
         name = f"{direction}_{written}" if len(written) < 60 else f"{direction}_{group.tasks[0].buffer}_and_{len(group.tasks) - 1}_more"
         kernels.append(KernelBuilder(context, group, name, extra).build())
     return kernels

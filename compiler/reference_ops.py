@@ -25,6 +25,8 @@ from torch.autograd.function import once_differentiable
 from . import errors
 
 HALF = (torch.float16, torch.bfloat16)
+LARGE_PRODUCT = 2**24
+"""Products with fewer elements are written out where a factor is not finite; larger ones would not fit in memory."""
 INT_INF = 2**63 - 1
 """Stands for inf where a minimum of ints ranges over nothing; its negative for -inf."""
 
@@ -448,9 +450,11 @@ def sum_of_product(factors: Sequence[Value], where: Value | None, over: Sequence
 
 
 def _contraction(factors: Sequence[Value], where: Value | None, over: Sequence[str], setting: Setting, restricted: bool) -> Value | None:
-    """None where all factors have the same axes, where they are ints, or where one is not finite somewhere.
+    """None where all factors have the same axes, where they are ints, or where the numbers do not allow it.
 
-    Matrix products multiply masked numbers by 0 instead of leaving them out, so all numbers must be finite.
+    Matrix products multiply masked numbers by 0 instead of leaving them out, so all numbers must be finite. What is not
+    is taken out, and where it was wanted the sum is NaN; below ``LARGE_PRODUCT`` the product is rather written out,
+    which tells inf from NaN.
     """
     operands = [f for f in factors if f.axes]
     scalars = [f for f in factors if not f.axes]
@@ -461,13 +465,36 @@ def _contraction(factors: Sequence[Value], where: Value | None, over: Sequence[s
     operands = [Value(f.data.to(dtype), f.axes) for f in operands]
     if where is not None and not restricted:
         operands = _restrict(operands, where, dtype)
-    if not all(surely_finite(f.data) for f in (*operands, *scalars)):
+    if not all(surely_finite(f.data) for f in scalars):
         return None
+    spoilt = None
+    if not all(surely_finite(f.data) for f in operands):
+        if math.prod(setting.extents[a] for a in whole) < LARGE_PRODUCT:
+            return None
+        spoilt = _spoilt(operands, where, over)
+        operands = [Value(torch.where(torch.isfinite(f.data), f.data, 0.0), f.axes) for f in operands]
     absent = math.prod(setting.extents[a] for a in over if a not in whole)
     result = _contract(operands, over)
     if absent != 1:
         result = Value(result.data * absent, result.axes)
+    if spoilt is not None:
+        result = Value(torch.where(align(spoilt, result.axes), math.nan, result.data), result.axes)
     return reduce(lambda a, b: pointwise("mul", (a, b), setting), map(number, scalars), result)
+
+
+def _spoilt(operands: Sequence[Value], where: Value | None, over: Sequence[str]) -> Value:
+    """Where a sum has a kept element with a factor that is not finite."""
+    found: Value | None = None
+    for f in operands:
+        terms = [Value((~torch.isfinite(f.data)).float(), f.axes)]
+        if where is not None:
+            terms.append(Value(where.data.float(), where.axes))
+        hit = _contract(terms, over)
+        axes = union((hit, found))
+        mark = align(Value(hit.data > 0, hit.axes), axes)
+        found = Value(mark if found is None else mark | align(found, axes), axes)
+    assert found is not None
+    return found
 
 
 def _operand_dtype(operands: Sequence[Value], wide: torch.dtype) -> torch.dtype:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .structure import Structure
 
-CHEAP = frozenset("add sub mul neg min max where le lt ge gt eq ne and or not".split())
+CHEAP = frozenset("add sub mul neg abs relu min max where le lt ge gt eq ne and or not".split())
 LEAVES = (ir.Input, ir.Param, ir.Size, ir.Position, ir.Const, Index, Origin, Edge, Local)
 
 
@@ -29,13 +29,15 @@ class NotFused(Exception):
 
 @dataclass(slots=True)
 class Task:
-    """Write ``node`` to ``buffer``: ``kept`` axes index it, ``sweeps`` are the loops it needs, ``needs`` the stored values it reads."""
+    """Write ``node`` to ``buffer`` (and ``also`` to others): ``kept`` axes index it, ``sweeps`` are the loops it needs, ``needs`` the
+    stored values it reads."""
 
     node: ir.Node
     buffer: str
     kept: frozenset[str]
     sweeps: list[ir.Reduce] = field(default_factory=list)
     needs: list[ir.Node] = field(default_factory=list)
+    also: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -134,11 +136,21 @@ class Planner:
         self.structure = structure
         self.available = available
         self.tasks: dict[ir.Node, Task] = {}
+        self.spread: list[Task] = []
+        """Roots whose value another task with fewer axes has too (a constant gradient)."""
         self.temporaries = 0
 
     def add_root(self, node: ir.Node, buffer: str, axes: Iterable[str]) -> None:
-        task = Task(node, buffer, frozenset(axes) - self.structure.whole)
-        self.tasks[node if node not in self.tasks else ir.pointwise("stopgrad", node)] = task
+        kept = frozenset(axes) - self.structure.whole
+        same = next((t for t in (*self.tasks.values(), *self.spread) if t.node is node and t.kept == kept), None)
+        if same is not None:
+            same.also.append(buffer)
+            return
+        task = Task(node, buffer, kept)
+        if node in self.tasks:
+            self.spread.append(task)
+        else:
+            self.tasks[node] = task
         self._walk_row(node, task, set())
 
     def _need(self, node: ir.Node, task: Task) -> None:
@@ -162,7 +174,8 @@ class Planner:
         if node in self.available and node is not task.node:
             self._need(node, task)
             return
-        if node in self.tasks and self.tasks[node] is not task and self.tasks[node].kept != task.kept:
+        made = self.tasks.get(node)
+        if made is not None and made is not task and (made.kept != task.kept or any(isinstance(n, ir.Reduce) for n in self._computed(node))):
             self._need(node, task)
             return
         match node:
@@ -223,9 +236,21 @@ class Planner:
             case _:
                 raise NotFused(f"{type(node).__name__.lower()} over {', '.join(node.axes)} inside a sweep over {', '.join(sorted(loops))}")
 
+    def _computed(self, node: ir.Node) -> list[ir.Node]:
+        """The nodes under ``node`` that are neither leaves nor stored."""
+        found: list[ir.Node] = []
+        stack = [node]
+        while stack:
+            n = stack.pop()
+            if isinstance(n, LEAVES) or n in self.available or n in found:
+                continue
+            found.append(n)
+            stack.extend(ir.children(n))
+        return found
+
     def _cheap(self, node: ir.Node) -> bool:
         """Cheaper to compute again in every tile than to store: pointwise, and without a whole axis or of two plain operations at most."""
-        inner = [n for n in ir.topological([node]) if not isinstance(n, LEAVES)]
+        inner = self._computed(node)
         if any(isinstance(n, ir.Reduce) for n in inner):
             return False
         if not self.structure.whole & set(node.axes):

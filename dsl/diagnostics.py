@@ -66,6 +66,7 @@ class SpecError(Exception):
     def __init__(self, source: Source, span: Span, /, **fields: object) -> None:
         self.source = source
         self.span = span
+        self.fields = fields
         self.message = self.what.format(**fields)
         self.advice = self.mend.format(**fields)
         super().__init__(self.message)

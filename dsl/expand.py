@@ -6,7 +6,7 @@ keeps the meaning that it has where it was written. What comes from a body carri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from . import diagnostics as d
@@ -20,8 +20,12 @@ MAX_NODES = 20_000
 
 @dataclass(frozen=True, eq=False)
 class Macro:
-    """A macro and the macros that its own body may use (``scope`` is filled once a whole file is known)."""
+    """A macro and the macros that its own body may use (``scope`` is filled once a whole file is known).
 
+    ``span`` is where the file that uses it brings it in: its definition, or its ``use``.
+    """
+
+    span: Span
     name: str
     params: tuple[str, ...]
     body: tree.Expr
@@ -61,7 +65,7 @@ class _Expansion:
         self.steps = 0
 
     def expr(
-        self, node: tree.Expr, env: Mapping[str, _Sized], scope: Mapping[str, Macro], at: Span | None, inside: tuple[str, ...]
+        self, node: tree.Expr, env: Mapping[str, _Sized], scope: Mapping[str, Macro], at: Span | None, inside: tuple[Macro, ...]
     ) -> _Sized:
         """``node`` with parameters from ``env`` and macros from ``scope``; ``at`` is the call that a body stands for."""
         self.steps += 1
@@ -76,16 +80,16 @@ class _Expansion:
         parts = [self.expr(child, env, scope, at, inside) for child in tree.children(node)]
         return self.sized(_rebuilt(node, [p.expr for p in parts], at), parts)
 
-    def call(self, macro: Macro, args: list[_Sized], at: Span, inside: tuple[str, ...]) -> _Sized:
+    def call(self, macro: Macro, args: list[_Sized], at: Span, inside: tuple[Macro, ...]) -> _Sized:
         if len(args) != len(macro.params):
             expected = f"{len(macro.params)} argument{'s' * (len(macro.params) != 1)}"
             raise d.MacroArguments(self.source, at, name=macro.name, expected=expected, found=len(args), params=", ".join(macro.params))
-        if macro.name in inside:
-            chain = " -> ".join((*inside[inside.index(macro.name) :], macro.name))
+        if any(macro.body is m.body for m in inside):
+            chain = " -> ".join(m.name for m in (*inside, macro))
             raise d.MacroRecursion(self.source, at, name=macro.name, chain=chain)
         if len(inside) >= MAX_DEPTH:
             raise d.NestedTooDeep(self.source, at, limit=MAX_DEPTH)
-        return self.expr(macro.body, dict(zip(macro.params, args, strict=True)), macro.scope, at, (*inside, macro.name))
+        return self.expr(macro.body, dict(zip(macro.params, args, strict=True)), macro.scope, at, (*inside, macro))
 
     def sized(self, expr: tree.Expr, parts: list[_Sized]) -> _Sized:
         # A chain of comparisons and a call of many arguments become nested nodes when they are resolved.
@@ -119,7 +123,7 @@ def _rebuilt(node: tree.Expr, parts: list[tree.Expr], at: Span | None) -> tree.E
             return tree.Index(span, parts[0], tuple(renewed), None if where is None else next(rest))
 
 
-def check_macro(source: Source, macro: tree.Macro, scope: Mapping[str, Macro]) -> list[SpecError]:
+def check_macro(source: Source, macro: tree.Macro, scope: Iterable[str]) -> list[SpecError]:
     """What is wrong with a definition by itself: its names, its parameters, and names that are not its parameters."""
     errors: list[SpecError] = []
     seen: set[str] = set()

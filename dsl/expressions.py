@@ -252,6 +252,8 @@ class Expressions:
 
     def unknown_function(self, head: tree.Name) -> Abandon:
         symbol = self.scope.get(head.name)
+        if isinstance(symbol, BrokenSymbol):
+            return Abandon()
         if symbol is not None:
             return self.fail(d.NotAFunction, head.span)
         macros = [n for n, e in self.scope.entries.items() if isinstance(e.symbol, MacroSymbol)]
@@ -338,6 +340,8 @@ class Expressions:
         if isinstance(symbol, MacroSymbol):
             advice = f"a macro takes its axes as arguments: `{head.name}({', '.join(symbol.params)})`"
             return self.fail(d.NoAxesTaken, head.span, name=head.name, advice=advice)
+        if isinstance(symbol, BrokenSymbol):
+            return Abandon()
         if symbol is not None:
             return self.fail(d.NotAFunction, head.span)
         hint = names.closest(head.name, names.BRACKETED)

@@ -35,16 +35,22 @@ def _splits(source: Source, given: Sequence[t.Tensor], known: set[str], declared
     reported: set[tuple[str, ...]] = set()
     for tensor in given:
         for dim in tensor.dims:
-            unknown = tuple(a for a in dim if a not in known and a not in declared)
-            if len(unknown) > 1 and unknown not in reported:
+            unknown = _undeclared(dim, known, declared)
+            if unknown and unknown not in reported:
                 reported.add(unknown)
                 axes = " and ".join(f"`{a}`" for a in unknown)
                 yield d.UnsolvableSplit(source, tensor.span, axes=axes, dim=f"({' '.join(dim)})", axis=unknown[-1])
 
 
+def _undeclared(dim: tuple[str, ...], known: set[str], declared: Mapping[str, t.Axis]) -> tuple[str, ...]:
+    """The axes of a split that nothing tells apart: two or more that are neither known nor declared."""
+    unknown = tuple(a for a in dim if a not in known and a not in declared)
+    return unknown if len(unknown) > 1 else ()
+
+
 def _cycles(source: Source, known: set[str], declared: Mapping[str, t.Axis], given: Sequence[t.Tensor]) -> Iterator[SpecError]:
     """Declared axes that stay unknown although no split is to blame."""
-    lost = {a for tensor in given for dim in tensor.dims if len(dim) > 1 for a in dim if a not in known and a not in declared}
+    lost = {a for tensor in given for dim in tensor.dims for a in _undeclared(dim, known, declared)}
     for name, axis in declared.items():
         if name not in known and axis.extent is not None and not _reaches(axis.extent, lost, declared):
             yield d.AxisCycle(source, axis.span, name=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from . import diagnostics as d
@@ -28,7 +29,8 @@ def parse(text: str, filename: str = "<spec>", search: Search | None = None) -> 
     source = Source(filename, normalised(text))
     file = read_tree(source)
     errors: list[SpecError] = []
-    macros = _Modules(search).scope(source, file, errors, ())
+    modules = _Modules(search)
+    macros = modules.scope(source, file, errors, ())
     if not errors and not file.kernels and not file.macros:
         errors.append(d.NothingDefined(source, point(1, 1)))
     first: dict[str, tree.Kernel] = {}
@@ -39,7 +41,7 @@ def parse(text: str, filename: str = "<spec>", search: Search | None = None) -> 
         earlier = first.setdefault(kernel.name.name, kernel)
         if earlier is not kernel:
             errors.append(d.KernelTaken(source, kernel.name.span, name=kernel.name.name, line=earlier.span.line))
-        kernels.append(resolve_kernel(source, kernel, macros, errors))
+        kernels.append(resolve_kernel(source, kernel, macros, modules.missing, errors))
     raise_all(errors)
     return t.Spec(filename, source.text, file.doc, tuple(k for k in kernels if k is not None))
 
@@ -77,40 +79,30 @@ def beside(folder: Path) -> Search:
 
 
 class _Modules:
-    """The modules that one parse has read; each is read once."""
+    """The modules that one parse has read; each is read once. ``missing`` are macros whose ``use`` has a mistake."""
 
     def __init__(self, search: Search | None) -> None:
         self.search = search
         self.known: dict[str, Mapping[str, Macro]] = {}
+        self.missing: set[str] = set()
 
     def scope(self, source: Source, file: tree.File, errors: list[SpecError], inside: tuple[str, ...]) -> dict[str, Macro]:
         """The macros that are visible in ``file``: its own and those that it uses."""
         scope: dict[str, Macro] = {}
-        defined: dict[str, int] = {}
         for use in file.uses:
             try:
                 macro = self.used(source, use, inside)
             except SpecError as error:
                 errors.append(error)
-                continue
-            self.define(source, use.path[-1], macro, scope, defined, errors)
+                self.missing.add(use.path[-1].name)
+            else:
+                define(source, use.path[-1], replace(macro, span=use.path[-1].span), scope, errors)
         for node in file.macros:
             params = tuple(p.name for p in node.params)
-            self.define(source, node.name, Macro(node.name.name, params, node.body, scope), scope, defined, errors)
+            define(source, node.name, Macro(node.name.span, node.name.name, params, node.body, scope), scope, errors)
         for node in file.macros:
-            errors += check_macro(source, node, scope)
+            errors += check_macro(source, node, (*scope, *self.missing))
         return scope
-
-    def define(
-        self, source: Source, name: tree.Name, macro: Macro, scope: dict[str, Macro], defined: dict[str, int], errors: list[SpecError]
-    ) -> None:
-        if name.name in names.KEYWORDS:
-            errors.append(d.ReservedWord(source, name.span, name=name.name))
-        if name.name in scope:
-            errors.append(d.NameTaken(source, name.span, name=name.name, role="a macro", line=defined[name.name]))
-            return
-        defined[name.name] = name.span.line
-        scope[name.name] = macro
 
     def used(self, source: Source, use: tree.Use, inside: tuple[str, ...]) -> Macro:
         if len(use.path) != 2:
@@ -123,25 +115,24 @@ class _Modules:
         return macros[member.name]
 
     def module(self, source: Source, name: tree.Name, inside: tuple[str, ...]) -> Mapping[str, Macro]:
+        """The macros that a module defines; what it uses itself is its own affair."""
         if name.name in inside:
             chain = " -> ".join(f"`{m}`" for m in (*inside[inside.index(name.name) :], name.name))
             raise d.UseCycle(source, name.span, name=name.name, chain=chain)
         if name.name not in self.known:
             filename, text = self.find(source, name)
-            read = Source(filename, normalised(text))
-            errors: list[SpecError] = []
             try:
-                file = read_tree(read)
-                macros = self.scope(read, file, errors, (*inside, name.name))
-                raise_all(errors)
-            except d.UseCycle:
-                raise
+                self.known[name.name] = self.read(Source(filename, normalised(text)), (*inside, name.name))
             except SpecError as error:
-                first = error.errors[0]
-                raise d.ModuleBroken(source, name.span, name=name.name, reason=first.message, where=first.where) from error
-            own = {m.name.name for m in file.macros}
-            self.known[name.name] = {n: m for n, m in macros.items() if n in own}
+                raise broken(source, name, error) from error
         return self.known[name.name]
+
+    def read(self, source: Source, inside: tuple[str, ...]) -> Mapping[str, Macro]:
+        file = read_tree(source)
+        errors: list[SpecError] = []
+        macros = self.scope(source, file, errors, inside)
+        raise_all(errors)
+        return {node.name.name: macros[node.name.name] for node in file.macros}
 
     def find(self, source: Source, name: tree.Name) -> tuple[str, str]:
         found = self.search(name.name) if self.search is not None else None
@@ -153,3 +144,22 @@ class _Modules:
             return str(path), read_text(path)
         hint, known = names.closest(name.name, shipped), ", ".join(f"`{m}`" for m in sorted(shipped))
         raise d.UnknownModule(source, name.span, name=name.name, hint=hint, known=known)
+
+
+def define(source: Source, name: tree.Name, macro: Macro, scope: dict[str, Macro], errors: list[SpecError]) -> None:
+    """Adds a macro to the names of a file."""
+    if name.name in names.KEYWORDS:
+        errors.append(d.ReservedWord(source, name.span, name=name.name))
+    if name.name in scope:
+        errors.append(d.NameTaken(source, name.span, name=name.name, role="a macro", line=scope[name.name].span.line))
+    else:
+        scope[name.name] = macro
+
+
+def broken(source: Source, name: tree.Name, error: SpecError) -> SpecError:
+    """The mistake of a module, shown where it is used: the first one at its root."""
+    for first in error.errors:
+        if isinstance(first, d.UseCycle | d.ModuleBroken):
+            return type(first)(source, name.span, **first.fields)
+    first = error.errors[0]
+    return d.ModuleBroken(source, name.span, name=name.name, reason=first.message, where=first.where)

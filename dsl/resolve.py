@@ -22,10 +22,18 @@ from .steps import check_steps
 DEFAULTS = {"bool": ("`true` or `false`", "true"), "int": ("a whole number", "0"), "real": ("a number", "0.0")}
 
 
-def resolve_kernel(source: Source, kernel: tree.Kernel, macros: Mapping[str, Macro], errors: list[SpecError]) -> t.Kernel | None:
-    """The typed kernel; its mistakes are added to ``errors``, and where there are any the result is None."""
+def resolve_kernel(
+    source: Source, kernel: tree.Kernel, macros: Mapping[str, Macro], missing: Iterable[str], errors: list[SpecError]
+) -> t.Kernel | None:
+    """The typed kernel; its mistakes are added to ``errors``, and where there are any the result is None.
+
+    ``missing`` are macros that have a mistake of their own.
+    """
     before = len(errors)
-    resolved = _Resolver(source, kernel, macros, errors).run()
+    resolver = _Resolver(source, kernel, macros, errors)
+    for name in missing:
+        resolver.scope.define(name, BrokenSymbol(), None)
+    resolved = resolver.run()
     return resolved if len(errors) == before else None
 
 
@@ -43,7 +51,7 @@ class _Resolver:
         self.samples: dict[str, tuple[t.Span, t.Expr | None]] = {}
         self.body: list[t.Statement] = []
         for name, macro in macros.items():
-            self.scope.define(name, MacroSymbol(macro.params), None)
+            self.scope.define(name, MacroSymbol(macro.params), macro.span)
 
     def error(self, kind: type[SpecError], span: t.Span, /, **fields: object) -> None:
         self.errors.append(kind(self.source, span, **fields))
@@ -85,6 +93,8 @@ class _Resolver:
         if entry is not None:
             line = entry.span.line if entry.span else 1
             self.error(d.NameTaken, name.span, name=name.name, role=entry.symbol.role, line=line)
+            if isinstance(entry.symbol, MacroSymbol):
+                self.scope.define(name.name, BrokenSymbol(), entry.span)
             return False
         return True
 

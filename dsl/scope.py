@@ -69,7 +69,7 @@ Symbol = InputSymbol | ParamSymbol | AxisSymbol | MacroSymbol | ValueSymbol | St
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A symbol, the span that defines it (None for a macro of another file)."""
+    """A symbol, the span that defines it (None for a macro that could not be read)."""
 
     symbol: Symbol
     span: t.Span | None

@@ -7,7 +7,7 @@ depend on, so that a call like an earlier one costs a lookup.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from . import errors
 
 if TYPE_CHECKING:
     from .kernel import Kernel
+    from .variants import Variant
 
 Number = bool | int | float
 
@@ -34,12 +35,16 @@ FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What shapes, dtypes and params come to. ``extents`` has every axis, ``params`` every param."""
+    """What shapes, dtypes and params come to. ``extents`` has every axis, ``params`` every param.
+
+    ``variants`` remembers, by the backend asked for, which generated variant it came to.
+    """
 
     extents: dict[str, int]
     params: dict[str, Number]
     promoted: torch.dtype
     device: torch.device
+    variants: dict[str | None, Variant] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def cast_operands(call: Call) -> Call:
     inputs = {
         name: t.to(dtype) if name in operands and t.dtype in FLOATS and t.dtype != torch.float64 else t for name, t in call.inputs.items()
     }
-    return replace(call, inputs=inputs, bound=replace(call.bound, promoted=promoted_dtype(inputs)))
+    return replace(call, inputs=inputs, bound=replace(call.bound, promoted=promoted_dtype(inputs), variants={}))
 
 
 def contraction_inputs(graph: ir.Graph) -> frozenset[str]:

@@ -59,7 +59,7 @@ def _triton_target(call: Call) -> str | Unavailable:
     if os.environ.get("TRITON_INTERPRET") == "1" and device.type == "cpu":
         return INTERPRETED
     raise errors.BackendUnavailable(
-        name, "triton", f"the tensors are on {device}", "Move them to a GPU, or set TRITON_INTERPRET=1 before Python starts to interpret it."
+        name, "triton", f"the tensors are on {device}", "Move them to a GPU, or set TRITON_INTERPRET=1 before Python starts."
     )
 
 
@@ -72,15 +72,12 @@ def gpu_target(device: torch.device) -> str:
     return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
 
 
-@cache
 def c_compiler_works() -> bool:
-    try:
-        from .c_compiler import compiler_id
-    except ImportError:  # TEMPORARY
-        return True
+    from .c_compiler import MissingCompiler, compiler_id
+
     try:
         compiler_id()
-    except (OSError, RuntimeError):
+    except MissingCompiler:
         return False
     return True
 

@@ -24,7 +24,7 @@ from .problem import Problem
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .kernel import Kernel
+    from .kernel import Backend, Kernel
 
 PEERS = "benchmarks.peers_attention"
 SECONDS = 8.0
@@ -90,7 +90,7 @@ def find_peers() -> FindPeers | None:
 
 
 def contenders(
-    kernel: Kernel, problem: Problem, dtype: str, backend: str | None, peers: FindPeers | None, without: Sequence[str], seed: int
+    kernel: Kernel, problem: Problem, dtype: str, backend: Backend | None, peers: FindPeers | None, without: Sequence[str], seed: int
 ) -> list[Contender]:
     """The kernel, its reference in eager PyTorch, and what the table of peers knows of the same name."""
     device = "cuda" if backend != "c" and torch.cuda.is_available() else "cpu"
@@ -99,15 +99,16 @@ def contenders(
     for name in names:
         inputs[name].requires_grad_()
     leaves = tuple(inputs[n] for n in names)
+    options: dict[str, Any] = {**problem.params, "sizes": _needed(kernel, problem)}
     with torch.no_grad():
-        outputs = _by_name(kernel, kernel.reference(*inputs.values(), **problem.params, sizes=_needed(kernel, problem)))
+        outputs = _by_name(kernel, kernel.reference(*inputs.values(), **options))
     first = kernel.output_names[0]
 
     def weft() -> Any:
-        return kernel(*inputs.values(), **problem.params, sizes=_needed(kernel, problem), backend=backend)
+        return kernel(*inputs.values(), **options, backend=backend)
 
     def eager() -> Any:
-        return kernel.reference(*inputs.values(), **problem.params, sizes=_needed(kernel, problem))
+        return kernel.reference(*inputs.values(), **options)
 
     found = [Contender("weft", weft, leaves, True, outputs[first])]
     if "eager" not in without:

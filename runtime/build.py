@@ -6,6 +6,7 @@ beside its source in a folder of the cache, under a key that also names the syst
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ..codegen.source import Entry, Module, Specialization
 from ..compiler.plan import Buffer
 from .arguments import Number
 from .cache import digest, disk_cache
-from .version import compiler_digest
+from .version import __version__, compiler_digest
 
 if TYPE_CHECKING:
     from ..compiler.plan import Plan
@@ -45,57 +46,83 @@ class ProgramRecord:
     dtypes: tuple[tuple[str, str], ...]
 
 
-def generate(kernel: Kernel, plan: Plan, backend: str, dtypes: Mapping[str, str], whole: Mapping[str, int], params: Mapping[str, Number]) -> ProgramRecord:
+def generate(
+    kernel: Kernel, plan: Plan, backend: str, dtypes: Mapping[str, str], whole: Mapping[str, int], params: Mapping[str, Number]
+) -> ProgramRecord:
     """The source of a plan. ``dtypes`` gives the inputs, outputs, cotangents and gradients theirs, and "input" the promoted one."""
     concrete = tuple((b.name, dtypes.get(b.name) or (dtypes["input"] if b.dtype == "input" else b.dtype)) for b in plan.buffers.values())
     kept = {axis for k in plan.kernels for axis in k.whole}
     compiled_in = tuple((name, value) for name, value in params.items() if isinstance(value, int))
     specialization = Specialization(concrete, tuple((a, n) for a, n in whole.items() if a in kept), compiled_in)
-    module = _printer(backend)(plan, specialization, kernel.spec.text)
+    module = _print(backend, plan, specialization, kernel)
     stem = f"{kernel.name}__{plan.direction}__{digest(module.text)[:8]}"
     return ProgramRecord(stem, backend, module.text, module.entries, tuple(plan.buffers.values()), concrete)
 
 
-def _printer(backend: str) -> Callable[[Plan, Specialization, str], Module]:
+def _print(backend: str, plan: Plan, specialization: Specialization, kernel: Kernel) -> Module:
     if backend == "c":
         from ..codegen.print_c import print_c
 
-        return print_c
+        return print_c(plan, specialization, kernel.spec.text, Path(kernel.spec.filename).name, __version__)
     from ..codegen.print_triton import print_triton
 
-    return print_triton
+    return print_triton(plan, specialization, kernel.spec.text)
 
 
 def source_file(record: ProgramRecord) -> Path:
-    """The generated file on disk, beside its binary where there is one."""
-    suffix = ".c" if record.backend == "c" else ".py"
-    return _folder(record) / f"{record.stem}{suffix}"
+    """The generated file on disk, beside its binary where there is one. Builds what is not built."""
+    return _folder(record) / _filename(record)
 
 
-_LOADED: dict[str, tuple[Launch, ...]] = {}
-_LOADING = threading.RLock()
+_loaded: dict[str, tuple[Launch, ...]] = {}
+_loading = threading.RLock()
+_forked = False
 
 
 def load_program(record: ProgramRecord) -> tuple[Launch, ...]:
     """The functions of a module's entries, built and loaded where they are not yet. One thread builds at a time."""
-    with _LOADING:
-        found = _LOADED.get(record.stem)
-        if found is None:
-            found = _LOADED[record.stem] = _load(record)
-        return found
+    key = digest(record.text)
+    found = _loaded.get(key)
+    if found is None:
+        with _loading:
+            found = _loaded.get(key)
+            if found is None:
+                found = _loaded[key] = _load(record)
+    return found
 
 
 def _load(record: ProgramRecord) -> tuple[Launch, ...]:
-    path = source_file(record)
+    names = [entry.name for entry in record.entries]
     if record.backend == "c":
         from . import c_compiler
 
-        library: Any = c_compiler.load(path.with_suffix(".so"))
-        return tuple(getattr(library, entry.name) for entry in record.entries)
-    from . import triton_loader
+        functions = c_compiler.load((_folder(record) / _filename(record)).with_suffix(".so"), names)
+        return tuple(_with_threads(functions[name], functions["set_threads"]) for name in names)
+    from .triton_loader import load_triton
 
-    module: Any = triton_loader.load(path)
-    return tuple(getattr(module, f"launch_{entry.name}") for entry in record.entries)
+    launchers = load_triton(Module("triton", record.text, record.entries), _folder(record))
+    return tuple(launchers[name] for name in names)
+
+
+def _with_threads(function: Launch, set_threads: Callable[[int], None]) -> Launch:
+    """Runs with as many threads as PyTorch uses; with one in a forked child, where OpenMP's threads are gone."""
+
+    def run(*arguments: Any) -> None:
+        set_threads(1 if _forked else torch.get_num_threads())
+        function(*arguments)
+
+    return run
+
+
+def _after_fork() -> None:
+    """A lock that another thread of the parent held would never be released in the child."""
+    global _loading, _forked
+    _loading = threading.RLock()
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _folder(record: ProgramRecord) -> Path:
@@ -103,20 +130,22 @@ def _folder(record: ProgramRecord) -> Path:
         from .c_compiler import compiler_id
 
         return disk_cache().folder("c", digest(record.text, compiler_id()), lambda folder: _make_c(record, folder))
-    return disk_cache().folder("triton", digest(record.text), lambda folder: _write_text(record, folder, ".py"))
+    return disk_cache().folder("triton", digest(record.text), lambda folder: _write_text(record, folder))
+
+
+def _filename(record: ProgramRecord) -> str:
+    return f"{record.stem}{'.c' if record.backend == 'c' else '.py'}"
 
 
 def _make_c(record: ProgramRecord, folder: Path) -> None:
     from .c_compiler import compile_c
 
-    source = _write_text(record, folder, ".c")
-    compile_c(source, source.with_suffix(".so"))
+    _write_text(record, folder)
+    compile_c(record.text, (folder / _filename(record)).with_suffix(".so"))
 
 
-def _write_text(record: ProgramRecord, folder: Path, suffix: str) -> Path:
-    path = folder / f"{record.stem}{suffix}"
-    path.write_text(record.text, encoding="utf-8")
-    return path
+def _write_text(record: ProgramRecord, folder: Path) -> None:
+    (folder / _filename(record)).write_text(record.text, encoding="utf-8")
 
 
 def cache_key(kernel: Kernel, *parts: object) -> str:

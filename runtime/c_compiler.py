@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = (
-    "-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared",
+    "-std=gnu11", "-O2", "-ftree-vectorize", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp",
+    "-fPIC", "-shared",
 )  # fmt: skip
-GCC_FLAGS = ("-mprefer-vector-width=512",)
+GCC_FLAGS = ("-fvect-cost-model=dynamic",)
+GCC_X86_FLAGS = ("-mprefer-vector-width=512",)
 TIMEOUT = 120.0
 
 
@@ -93,13 +95,11 @@ def _version(command: tuple[str, ...]) -> str:
     return shown.stdout.strip()
 
 
-def _is_gcc_on_x86(command: tuple[str, ...]) -> bool:
-    return "clang" not in _version(command).lower() and platform.machine().lower() in ("x86_64", "amd64")
-
-
 def compiler_flags() -> tuple[str, ...]:
     """The flags that every file is compiled with."""
-    return (*FLAGS, *(GCC_FLAGS if _is_gcc_on_x86(compiler_command()) else ()))
+    if "clang" in _version(compiler_command()).lower():
+        return FLAGS
+    return (*FLAGS, *GCC_FLAGS, *(GCC_X86_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else ()))
 
 
 @cache

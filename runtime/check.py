@@ -29,6 +29,8 @@ from .load import loads
 
 __all__ = ["Case", "Report", "check_in_subprocess", "check_kernel", "render"]
 
+OF_ONE_RUN: frozenset[FailureKind] = frozenset({"value", "non-finite", "structure", "raised", "assume"})
+"""What a single run of a kernel shows."""
 BOTH: tuple[Direction, ...] = ("forward", "backward")
 
 
@@ -46,15 +48,17 @@ def check_kernel(
     quick: bool = False,
     strict: bool = False,
     invariance: bool = True,
+    nan_in_masked: bool = True,
     case: Case | str | None = None,
-    shrink_seconds: float = 10.0,
+    shrink_seconds: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Checks a kernel on ``trials`` cases for each dtype and reports what was found; it does not raise for a wrong kernel.
 
     ``sizes`` and ``params`` keep extents and params fixed. ``quick`` draws few and small cases. ``case`` runs one case again (a
     ``Case`` or the JSON of a printed command). ``strict`` fails a kernel of which nothing is fused; otherwise it is
-    reported as "reference only". ``invariance`` asks that a sample of a batch has the same bits when it is called alone.
+    reported as "reference only". ``invariance`` asks that a sample of a batch has the same bits when it is called alone,
+    ``nan_in_masked`` that NaN in elements which are masked everywhere changes nothing.
     ``progress`` is called with the number of cases done and in all.
     """
     started = time.perf_counter()
@@ -64,8 +68,10 @@ def check_kernel(
     limits = shapes.INTERPRETED if interpreted else shapes.QUICK if quick else shapes.FULL
     fused, reasons = fusion(kernel, name)
     everything_fused = name != "reference" and fused and not reasons
-    patience = min(shrink_seconds, 3.0) if quick else shrink_seconds
-    settings = Settings(name, place, tuple(directions), limits, patience, invariance and name != "reference", everything_fused)
+    patience = shrink_seconds if shrink_seconds is not None else 3.0 if quick else 10.0
+    settings = Settings(
+        name, place, tuple(directions), limits, patience, invariance and name != "reference", nan_in_masked, everything_fused
+    )
     run = _Run(kernel, settings, notes=[])
     if interpreted and "bfloat16" in dtypes:
         dtypes = [d for d in dtypes if d != "bfloat16"]
@@ -189,7 +195,7 @@ class _Run:
 
     def fails(self, case: Case, dtype: str, kinds: set[FailureKind]) -> bool:
         try:
-            return any(f.kind in kinds for f in self.trial(case, dtype).findings()[1])
+            return any(f.kind in kinds for f in self.trial(case, dtype).findings(bool(kinds & OF_ONE_RUN))[1])
         except Rejected:
             return False
 

@@ -22,11 +22,11 @@ ROUNDED = frozenset(
 """The operations whose results are nudged, by their names in ATen."""
 
 
-class Nudged(TorchDispatchMode):
+class Nudged(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, results of floating arithmetic are off by a relative ``NUDGE`` times a normal number."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(

@@ -160,13 +160,13 @@ def drawn_axes(kernel: typed.Kernel) -> list[str]:
 
 def roles(graph: ir.Graph) -> dict[str, Role]:
     """What every drawn axis is for."""
-    sequences = _structural_sequences(graph)
+    swept, positioned, summed = _uses(graph)
     ranked = [t.dims for t in graph.kernel.inputs if len(t.dims) >= 2]
     last = {dims[-1][0] for dims in ranked if len(dims[-1]) == 1}
     before_last = {dims[-2][0] for dims in ranked if len(dims[-2]) == 1} - {a for dims in ranked for dim in dims[:-2] for a in dim}
     found: dict[str, Role] = {}
     for axis in drawn_axes(graph.kernel):
-        if axis in sequences:
+        if axis in swept or (axis in positioned and not (axis in last and axis in summed)):
             found[axis] = "sequence"
         elif axis in last:
             found[axis] = "feature"
@@ -175,17 +175,27 @@ def roles(graph: ir.Graph) -> dict[str, Role]:
     return found
 
 
-def _structural_sequences(graph: ir.Graph) -> set[str]:
-    found = {a for s in graph.states.values() for a in s.along}
+def _uses(graph: ir.Graph) -> tuple[set[str], set[str], set[str]]:
+    """Axes that are swept (scanned, stepped through, reduced under a condition or other than by a sum), have a position or are
+    read at one of another axis, and are plainly summed."""
+    swept = {a for s in graph.states.values() for a in s.along}
+    positioned: set[str] = set()
+    summed: set[str] = set()
     for node in graph_nodes(graph):
         match node:
-            case ir.Position(axis=axis) | ir.Scan(axis=axis):
-                found.add(axis)
-            case ir.Reduce(op=op, over=over, where=where) if op not in ("sum", "prod") or where is not None:
-                found.update(over)
+            case ir.Position(axis=axis):
+                positioned.add(axis)
+            case ir.Scan(axis=axis):
+                swept.add(axis)
+            case ir.Reduce(op="sum", over=over, where=None):
+                summed.update(over)
+            case ir.Reduce(over=over) | ir.Select(over=over):
+                swept.update(over)
+            case ir.Read(at=at):
+                positioned.update(a for a, e in at if _is_shift(e))
             case _:
                 pass
-    return found
+    return swept, positioned, summed
 
 
 def batch_axes(graph: ir.Graph) -> list[str]:
@@ -202,9 +212,8 @@ def batch_axes(graph: ir.Graph) -> list[str]:
             case _:
                 pass
     shared = set.intersection(*(set(t.axes) for t in graph.kernel.outputs))
-    single = {dim[0] for t in (*graph.kernel.inputs, *graph.kernel.outputs) for dim in t.dims if len(dim) == 1}
-    split = {a for t in graph.kernel.inputs for dim in t.dims if len(dim) > 1 for a in dim}
-    return [a for a in drawn_axes(graph.kernel) if a in shared & single - split - used]
+    split = {a for t in (*graph.kernel.inputs, *graph.kernel.outputs) for dim in t.dims if len(dim) > 1 for a in dim}
+    return [a for a, role in roles(graph).items() if role == "batch" and a in shared - split - used]
 
 
 def read_ties(graph: ir.Graph) -> list[tuple[str, str]]:
@@ -328,8 +337,8 @@ class CaseDrawer:
         for attempt in range(attempts):
             if attempt and attempt % 8 == 0:
                 self.palettes[palette] = self._palette(attempt // 8)
-            for tile in self.limits.tiles:
-                case = self._propose(theme, self.palettes[palette], tile)
+            for tile, widest in [*((t, None) for t in self.limits.tiles), (self.limits.tiles[-1], 8)]:
+                case = self._propose(theme, self.palettes[palette], tile, widest)
                 if self._fits(case):
                     return case
         return None
@@ -366,12 +375,12 @@ class CaseDrawer:
                     return usual
                 return self.rng.randint(1, min(8, usual + 1))
 
-    def _propose(self, theme: Theme, palette: Palette, tile: int) -> Case:
+    def _propose(self, theme: Theme, palette: Palette, tile: int, widest: int | None) -> Case:
         rng = self.rng
         sizes: dict[str, int] = {}
         for axis, role in self.roles.items():
             if role == "feature":
-                sizes[axis] = min(palette.features[axis], max(4 * tile, 16))
+                sizes[axis] = min(palette.features[axis], widest or palette.features[axis])
             elif role == "batch":
                 sizes[axis] = 1 if theme.lengths == "ones" and rng.random() < 0.5 else rng.choice(self.limits.batch)
         sizes.update(self._lengths(theme, tile))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import deterministic
 
 from ..compiler import ir
 from ..compiler.reference import evaluate
@@ -20,7 +21,7 @@ from . import check_compare as judge
 from .check_noise import Nudged, amplification
 from .check_report import Failure, FailureKind, Measure
 from .check_shapes import Case, Limits, batch_axes, call_sizes
-from .check_values import Inputs, broken_assumptions, cotangents, dead_slices, make_inputs, with_gradients, with_nan
+from .check_values import Inputs, broken_assumptions, dead_slices, draw_cotangents, make_inputs, with_gradients, with_nan
 
 Direction = Literal["forward", "backward"]
 
@@ -50,12 +51,17 @@ class Settings:
     limits: Limits
     shrink_seconds: float
     invariance: bool
+    nan_in_masked: bool
     strict: bool
     """Everything is said to be fused, so a call that falls back to PyTorch is a failure."""
 
 
 class Rejected(Exception):
     """A case that means nothing for this spec: its reference raises, or has no finite or representable number."""
+
+
+class Raised(Exception):
+    """The kernel raised; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,8 @@ class Trial:
             self.sizes = call_sizes(kernel.typed, case, self.inputs.extents)
         self.dims = _dimension_names(kernel.typed)
 
-    def findings(self) -> tuple[list[Measure], list[Failure]]:
-        """The measured errors and all failures. Raises ``Rejected`` where the case means nothing."""
+    def findings(self, only_numbers: bool = False) -> tuple[list[Measure], list[Failure]]:
+        """The measured errors and all failures, or those of a single run. Raises ``Rejected`` where the case means nothing."""
         _ = self.exact, self.eager
         self._reject_what_does_not_fit()
         failures = [
@@ -93,13 +99,15 @@ class Trial:
         ]
         try:
             first = self.run(self.inputs)
-            measures, wrong = self.judged(first, self.exact)
+            measures, wrong = self.judged(first)
             failures += wrong
+            if only_numbers:
+                return measures, failures
             failures += self.repeated(first)
-            failures += self.masked()
+            failures += self.masked() if self.settings.nan_in_masked else []
             failures += self.alone(first) if self.settings.invariance else []
-        except Exception as error:
-            return [], [*failures, Failure("raised", "", f"the kernel raised {type(error).__name__}: {error}")]
+        except Raised as error:
+            return [], [*failures, Failure("raised", "", str(error))]
         return measures, failures
 
     # Three evaluations ------------------------------------------------------------------------------------------------
@@ -128,58 +136,66 @@ class Trial:
                 self.kernel.graph, leaves, inputs.params, inputs.extents, origin=inputs.origin, dtype=dtype, declared_dtypes=not exact
             )
 
-        return self.differentiated(on_cpu, call)
+        return self.differentiated(on_cpu, call, self.cotangents)
 
-    def run(self, inputs: Inputs) -> Values:
-        """The kernel itself, its memory poisoned."""
+    def run(self, inputs: Inputs, cotangents: Mapping[str, Tensor] | None = None) -> Values:
+        """The kernel itself, its memory poisoned. Raises ``Raised``."""
+        settings = self.settings
+        sizes = {axis: inputs.extents[axis] for axis in self.sizes}
 
         def call(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-            settings = self.settings
             result = self.kernel(
-                *leaves.values(), **inputs.params, sizes=self.sizes, origin=inputs.origin, backend=settings.backend, strict=settings.strict
-            )  # fmt: skip
+                *leaves.values(), **inputs.params, sizes=sizes, origin=inputs.origin, backend=settings.backend, strict=settings.strict
+            )
             outputs = (result,) if isinstance(result, Tensor) else tuple(result)
             return dict(zip([t.name for t in self.kernel.typed.outputs], outputs, strict=True))
 
-        with poisoned():
-            return self.differentiated(inputs, call)
+        try:
+            with poisoned():
+                return self.differentiated(inputs, call, self.cotangents if cotangents is None else cotangents)
+        except Exception as error:  # whatever it is, it is the kernel's: it belongs into the report
+            raise Raised(f"the kernel raised {type(error).__name__}: {error}") from error
 
-    def differentiated(self, inputs: Inputs, call: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Values:
-        """Outputs and, where the run asks for them, gradients under random cotangents."""
+    def differentiated(
+        self, inputs: Inputs, call: Callable[[dict[str, Tensor]], dict[str, Tensor]], cotangents: Mapping[str, Tensor]
+    ) -> Values:
+        """Outputs and, where the run asks for them, gradients under the cotangents."""
         if "backward" not in self.settings.directions:
             return Values(call(inputs.detached()), {})
         leaves, names = with_gradients(inputs, self.kernel.typed, self.case.wrt)
         outputs = call(leaves)
         reached = {n: o for n, o in outputs.items() if o.requires_grad}
-        given = self.cotangents_for(outputs)
+        detached = {n: o.detach() for n, o in outputs.items()}
         if not reached or not names:
-            return Values(_detached(outputs), dict.fromkeys(names))
-        found = torch.autograd.grad(
-            list(reached.values()), [leaves[n] for n in names], [given[n] for n in reached], allow_unused=True, materialize_grads=False
-        )
-        return Values(_detached(outputs), dict(zip(names, found, strict=True)))
+            return Values(detached, dict.fromkeys(names))
+        given = [cotangents[n].to(dtype=o.dtype, device=o.device) for n, o in reached.items()]
+        found = torch.autograd.grad(list(reached.values()), [leaves[n] for n in names], given, allow_unused=True)
+        return Values(detached, dict(zip(names, found, strict=True)))
 
-    def cotangents_for(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cotangents rounded to the dtype, so that all three evaluations are given the same numbers."""
-        drawn = cotangents({n: o.detach().to(self.dtype) if o.is_floating_point() else o for n, o in outputs.items()}, self.case.seed)
-        return {n: drawn[n].to(dtype=o.dtype, device=o.device) for n, o in outputs.items() if n in drawn}
+    @cached_property
+    def cotangents(self) -> dict[str, Tensor]:
+        """A random cotangent for every output, rounded to the dtype, so that all evaluations are given the same numbers."""
+        return draw_cotangents(self.kernel.typed, self.inputs.extents, self.case.seed, self.dtype)
 
     # What is asked ----------------------------------------------------------------------------------------------------
 
-    def judged(self, got: Values, exact: Values) -> tuple[list[Measure], list[Failure]]:
+    def judged(self, got: Values) -> tuple[list[Measure], list[Failure]]:
         """Every output and gradient against the float64 reference."""
         measures, failures = [], []
-        wanted, eager = dict(exact.items()), dict(self.eager.items())
+        wanted, eager = dict(self.exact.items()), dict(self.eager.items())
         for quantity, tensor in got.items():
-            want = wanted[quantity]
-            if want is None:
-                want = torch.zeros_like(self.inputs.tensors[quantity[2:]], dtype=torch.float64, device="cpu")
-            measure, failure = judge.compare(
-                quantity, self.dims[quantity], tensor, want, _or_zeros(eager[quantity], want, self.dtype), lambda q=quantity: self.noise[q]
-            )
+            want, same_precision = wanted[quantity], eager[quantity]
+            if want is None or same_precision is None:  # no output depends on this input
+                same_precision = torch.zeros_like(self.inputs.tensors[quantity[2:]], device="cpu").contiguous()
+                want = same_precision.double()
+            noise = partial(self.noise_of, quantity)
+            measure, failure = judge.compare(quantity, self.dims[quantity], tensor, want, same_precision, noise)
             measures += [measure] if measure is not None else []
             failures += [failure] if failure is not None else []
         return measures, failures
+
+    def noise_of(self, quantity: str) -> judge.Floor:
+        return self.noise[quantity]
 
     @cached_property
     def noise(self) -> dict[str, judge.Floor]:
@@ -198,7 +214,7 @@ class Trial:
         dead = {n: where for n, where in suspects.items() if self._changes_nothing({n: where})}
         if not dead or not self._changes_nothing(dead):
             return []
-        _, failures = self.judged(self.run(with_nan(self.inputs, dead)), self.exact)
+        _, failures = self.judged(self.run(with_nan(self.inputs, dead)))
         place = f"with NaN in elements of {', '.join(dead)} that are masked everywhere"
         return [replace(f, kind="masked", message=f"{place}: {f.message}") for f in failures]
 
@@ -208,29 +224,20 @@ class Trial:
 
     def alone(self, first: Values) -> list[Failure]:
         """One sample of a batch, called by itself, gives the same bits as within the batch."""
-        for axis in batch_axes(self.kernel.graph):
-            extent = self.inputs.extents[axis]
-            if extent > 1:
-                return self._same_bits(
-                    self._sample(first, axis, extent - 1), self._run_sample(axis, extent - 1), "batch",
-                    f"of sample {axis}={extent - 1} alone differs from the one within its batch",
-                )  # fmt: skip
-        return []
-
-    def _run_sample(self, axis: str, index: int) -> Values:
         inputs = self.inputs
-        tensors = {n: _narrowed(t, self.dims[n], axis, index) for n, t in inputs.tensors.items()}
-        sample = _Sample(self, Inputs(tensors, inputs.params, {**inputs.extents, axis: 1}, inputs.origin), axis, index)
-        return self._sample_gradients(sample.run(sample.inputs), axis)
-
-    def _sample(self, values: Values, axis: str, index: int) -> Values:
-        outputs = {n: _narrowed(o, self.dims[n], axis, index) for n, o in values.outputs.items()}
-        gradients = {n: None if g is None else _narrowed(g, self.dims[n], axis, index) for n, g in values.gradients.items()}
-        return self._sample_gradients(Values(outputs, gradients), axis)
-
-    def _sample_gradients(self, values: Values, axis: str) -> Values:
-        """Without the gradients that sum over the samples of a batch."""
-        return Values(values.outputs, {n: g for n, g in values.gradients.items() if axis in self.dims[n]})
+        axis = next((a for a in batch_axes(self.kernel.graph) if inputs.extents[a] > 1), None)
+        if axis is None:
+            return []
+        last = inputs.extents[axis] - 1
+        tensors = {n: _narrowed(t, self.dims[n], axis, last) for n, t in inputs.tensors.items()}
+        cotangents = {n: _narrowed(c, self.dims[n], axis, last) for n, c in self.cotangents.items()}
+        sample = self.run(replace(inputs, tensors=tensors, extents={**inputs.extents, axis: 1}), cotangents)
+        outputs = {n: _narrowed(o, self.dims[n], axis, last) for n, o in first.outputs.items()}
+        gradients = {n: g if g is None else _narrowed(g, self.dims[n], axis, last) for n, g in first.gradients.items()}
+        message = f"of sample {axis}={last} alone differs from the one within its batch"
+        return self._same_bits(
+            _of_samples(Values(outputs, gradients), self.dims, axis), _of_samples(sample, self.dims, axis), "batch", message
+        )
 
     def _same_bits(self, a: Values, b: Values, kind: FailureKind, message: str) -> list[Failure]:
         failures = []
@@ -255,29 +262,20 @@ class Trial:
                 raise Rejected(f"{quantity} overflows {self.dtype} for {self.case}".replace("torch.", ""))
 
 
-class _Sample(Trial):
-    """A trial of one sample of another trial's batch: its cotangents are that sample's."""
-
-    def __init__(self, whole: Trial, inputs: Inputs, axis: str, index: int) -> None:
-        self.kernel, self.settings, self.dtype, self.dims = whole.kernel, whole.settings, whole.dtype, whole.dims
-        self.case = replace(whole.case, sizes={**whole.case.sizes, axis: 1})
-        self.inputs = inputs
-        self.sizes = {**whole.sizes, axis: 1} if whole.sizes else {}
-        self._whole, self._axis, self._index = whole, axis, index
-
-    def cotangents_for(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        shapes = {n: o.detach().repeat_interleave(self._extent(), self.dims[n].index(self._axis)) for n, o in outputs.items()}
-        return {n: _narrowed(c, self.dims[n], self._axis, self._index) for n, c in self._whole.cotangents_for(shapes).items()}
-
-    def _extent(self) -> int:
-        return self._whole.inputs.extents[self._axis]
-
-
-def poisoned() -> contextlib.AbstractContextManager[object]:
-    """Fills memory that the runtime allocates with NaN, so that elements which are never written show."""
-    launch = importlib.import_module(".launch", __package__)
-    manager: contextlib.AbstractContextManager[object] = launch.poisoned()
-    return manager
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Fills memory that PyTorch allocates with NaN (ints with the largest), on every thread, so that elements never written show."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled: bool = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -297,12 +295,9 @@ def _dimension_names(kernel: TypedKernel) -> dict[str, tuple[str, ...]]:
     return found | {f"d_{t.name}": found[t.name] for t in kernel.inputs}
 
 
-def _detached(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n: o.detach() for n, o in outputs.items()}
-
-
-def _or_zeros(eager: Tensor | None, want: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros_like(want, dtype=dtype) if eager is None else eager
+def _of_samples(values: Values, dims: Mapping[str, Sequence[str]], axis: str) -> Values:
+    """Without the gradients that are sums over the samples of a batch."""
+    return Values(values.outputs, {n: g for n, g in values.gradients.items() if axis in dims[n]})
 
 
 def _narrowed(tensor: Tensor, dims: Sequence[str], axis: str, index: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..compiler.reference import Number
 from ..compiler.sampling import sample, violated
 from ..dsl import typed
-from .check_shapes import Case, Layout, complete_extents, differentiable_inputs
+from .check_shapes import Case, Layout, complete_extents, differentiable_inputs, shape_of
 
 LARGE, TINY = 8.0, 2.0**-6
 SPIKES = (0.0, 1.0, -1.0, 0.0, 16.0)
@@ -60,8 +60,9 @@ def make_inputs(kernel: typed.Kernel, case: Case, dtype: torch.dtype, device: to
 
 
 def complete_params(kernel: typed.Kernel, given: Mapping[str, Number]) -> dict[str, Number]:
-    """Every param of a kernel: the one given or its default."""
-    return {p.name: given.get(p.name, p.default) for p in kernel.params if p.name in given or p.default is not None}
+    """Every param of a kernel that is given or has a default."""
+    values = {p.name: given.get(p.name, p.default) for p in kernel.params}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def broken_assumptions(kernel: typed.Kernel, inputs: Inputs, text: str) -> list[str]:
@@ -197,14 +198,12 @@ def with_gradients(inputs: Inputs, kernel: typed.Kernel, wrt: Sequence[str] | No
     return leaves, names
 
 
-def cotangents(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """A random cotangent for every floating output, the same numbers in every dtype and layout (rounded to the output's)."""
+def draw_cotangents(kernel: typed.Kernel, extents: Mapping[str, int], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A random cotangent for every output, rounded to ``dtype``."""
     found = {}
-    for n, (name, output) in enumerate(outputs.items()):
-        if output.is_floating_point():
-            generator = torch.Generator().manual_seed(seed * 31 + n)
-            drawn = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-            found[name] = drawn.to(output.dtype).to(output.device)
+    for n, output in enumerate(kernel.outputs):
+        generator = torch.Generator().manual_seed(seed * 31 + n)
+        found[output.name] = torch.randn(shape_of(output, extents), generator=generator, dtype=torch.float64).to(dtype)
     return found
 
 

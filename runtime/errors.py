@@ -177,11 +177,11 @@ class NotSupported(CallError, NotImplementedError):
 
 
 class NotFused(CallError, RuntimeError):
-    """``strict=True`` was asked for and something would run as PyTorch."""
+    """Generated kernels alone were asked for, and something would run as PyTorch."""
 
     def __init__(self, kernel: str, reasons: Sequence[str]) -> None:
         why = "".join(f"\n  - {reason}" for reason in reasons)
-        super().__init__(f"{kernel}: strict=True, but not all of it runs in generated kernels:{why}\nLeave strict out to run that as PyTorch.")
+        super().__init__(f"{kernel}: not all of it runs in generated kernels:{why}\nWithout strict=True that runs as PyTorch.")
 
 
 # Warnings -----------------------------------------------------------------------------------------------------------

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 
 import torch
-
 from torch import Tensor
 
 from . import errors, operators
 from .arguments import Call
 from .autocast import cast_operands
 from .backends import Unavailable, choose_target
-from .reference import evaluate_call, evaluate_outside, without_autocast
+from .operators import traced_call
+from .reference import evaluate_call, evaluate_outside
+from .transforms import guarded, refuse_transforms
 from .variants import Unfused, Variant, find_variant
+
+__all__ = ["execute", "traced_call"]
 
 ASKED = "backend='reference' was asked for"
 FLOAT64 = "the inputs are float64, and generated kernels compute in float32"
@@ -24,21 +28,25 @@ def execute(call: Call, tracing: bool = False) -> list[Tensor]:
 
     ``tracing``: a compiler is recording, so what runs as PyTorch is one operator instead of its many.
     """
+    refuse_transforms(call.kernel.name, call.inputs.values())
     call = cast_operands(call)
     variant = _choose(call)
     if isinstance(variant, Unfused):
         if call.strict:
             raise errors.NotFused(call.kernel.name, variant.reasons)
-        return operators.reference_operator(call) if tracing else evaluate_call(call)
+        return _run_reference(call, tracing)
     if call.strict and variant.reasons:
         raise errors.NotFused(call.kernel.name, variant.reasons)
     if 0 in call.bound.extents.values():  # nothing to launch
-        return operators.reference_operator(call) if tracing else evaluate_call(call)
+        return _run_reference(call, tracing)
     return _run_fused(call, variant, tracing)
 
 
 def _choose(call: Call) -> Variant | Unfused:
     """The generated kernels for a call, or why there are none."""
+    known = call.bound.variants.get(call.backend)
+    if known is not None and not call.initial and not call.return_final:
+        return known
     if call.backend == "reference":
         return Unfused((ASKED,))
     if any(t.dtype == torch.float64 for t in call.inputs.values()):
@@ -46,12 +54,26 @@ def _choose(call: Call) -> Variant | Unfused:
     if call.initial or call.return_final:
         return Unfused((STATES,))
     target = choose_target(call)
-    return Unfused((target.why,)) if isinstance(target, Unavailable) else find_variant(call, target)
+    if isinstance(target, Unavailable):
+        return Unfused((target.why,))
+    found = find_variant(call, target)
+    if isinstance(found, Variant):
+        call.bound.variants[call.backend] = found
+    return found
+
+
+def _run_reference(call: Call, tracing: bool) -> list[Tensor]:
+    return operators.reference_operator(call) if tracing else evaluate_call(_guarded(call))
+
+
+def _guarded(call: Call) -> Call:
+    name = call.kernel.name
+    return replace(call, inputs=guarded(name, call.inputs), initial=guarded(name, call.initial))
 
 
 def _run_fused(call: Call, variant: Variant, tracing: bool) -> list[Tensor]:
     tensors = call.complete_inputs()
     if variant.outside:
-        values = operators.outside_operator(call, variant) if tracing else evaluate_outside(call, variant)
+        values = operators.outside_operator(call, variant) if tracing else evaluate_outside(_guarded(call), variant)
         tensors = {**tensors, **values}
     return operators.fused_operator(call, variant, [tensors[name] for name in variant.inputs])

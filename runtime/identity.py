@@ -1,11 +1,38 @@
-"""The identity of a kernel: a hash of its equations. Comments, layout, docstrings and spans do not count."""
+"""The header and the identity of a kernel. The identity hashes its equations: comments, layout, docstrings and spans do not count."""
 
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from typing import NamedTuple
 
 from ..dsl import typed
 from .cache import digest
+
+
+class Header(NamedTuple):
+    """What can be said about a kernel without its equations: plain strings, so that it is quickly restored."""
+
+    name: str
+    doc: str
+    identity: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    params: tuple[str, ...]
+    axes: tuple[str, ...]
+    states: tuple[str, ...]
+
+
+def header(kernel: typed.Kernel, spec: typed.Spec) -> Header:
+    return Header(
+        kernel.name,
+        kernel.doc or spec.doc,
+        identity(kernel),
+        tuple(t.name for t in kernel.inputs),
+        tuple(t.name for t in kernel.outputs),
+        tuple(p.name for p in kernel.params),
+        tuple(a.name for a in kernel.axes),
+        tuple(s.name for s in kernel.body if isinstance(s, typed.State)),
+    )
 
 
 def identity(kernel: typed.Kernel) -> str:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..compiler import ir
-from ..compiler.build import build
 from ..dsl import typed
-from . import arguments, errors
+from . import arguments, errors, pickling
 from .arguments import Bound, Call, Number
-from .autocast import contraction_inputs
-from .execute import execute
-from .identity import identity
-from .operators import REGISTRY, traced_call
+from .cache import digest
+from .families import Families
+from .identity import Header
+from .registry import KERNELS
+from .version import compiler_digest
 
 if TYPE_CHECKING:
+    from ..compiler import ir
     from ..compiler.pipeline import Lowered
     from ..compiler.plan import Plan
     from .check_report import Report
@@ -33,6 +34,24 @@ _REMEMBERED = 256
 """Calls that differ in shapes, dtypes or params and are kept checked."""
 
 
+class SpecFile:
+    """A parsed file. From the cache it comes as bytes, which are restored when its equations are first looked at."""
+
+    def __init__(self, filename: str, spec: typed.Spec | bytes) -> None:
+        self.filename = filename
+        self._spec = spec
+
+    @property
+    def spec(self) -> typed.Spec:
+        if isinstance(self._spec, bytes):
+            restored: typed.Spec = pickling.restore(self._spec)
+            self._spec = replace(restored, filename=self.filename)
+        return self._spec
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return SpecFile, (self.filename, self._spec)
+
+
 class Kernel:
     """One kernel of a spec, ready to be called on tensors.
 
@@ -40,30 +59,45 @@ class Kernel:
     and pickled (its spec travels with it).
     """
 
-    def __init__(self, kernel: typed.Kernel, spec: typed.Spec, known_identity: str | None = None) -> None:
-        self.typed = kernel
-        self.spec = spec
-        self.name = kernel.name
-        self.doc = kernel.doc or spec.doc
-        self.__doc__ = self.doc
-        self.identity = known_identity or identity(kernel)
-        self.input_names = tuple([t.name for t in kernel.inputs])
-        self.output_names = tuple([t.name for t in kernel.outputs])
-        self.param_names = tuple([p.name for p in kernel.params])
-        self.axis_names = tuple([a.name for a in kernel.axes])
-        self.states = tuple([s.name for s in kernel.body if isinstance(s, typed.State)])
+    def __init__(self, head: Header, file: SpecFile) -> None:
+        self.file = file
+        self.name = head.name
+        self.doc = self.__doc__ = head.doc
+        self.identity = head.identity
+        self.input_names = head.inputs
+        self.output_names = head.outputs
+        self.param_names = head.params
+        self.axis_names = head.axes
+        self.states = head.states
+        self.families = Families()
+        self.key = f"{head.name}_{digest(head.identity, compiler_digest())[:16]}"
+        self._head = head
         self._bound: dict[tuple[object, ...], Bound] = {}
-        self._tuple = namedtuple(f"{kernel.name}_outputs", self.output_names, rename=True) if len(self.output_names) > 1 else None  # noqa: PYI024
-        REGISTRY[self.identity] = self
+        self._tuple = namedtuple(f"{head.name}_outputs", head.outputs, rename=True) if len(head.outputs) > 1 else None  # noqa: PYI024
+        KERNELS[self.key] = self
+
+    @property
+    def spec(self) -> typed.Spec:
+        """The whole file that the kernel comes from."""
+        return self.file.spec
+
+    @cached_property
+    def typed(self) -> typed.Kernel:
+        """The equations as they were resolved."""
+        return next(kernel for kernel in self.spec.kernels if kernel.name == self.name)
 
     @cached_property
     def graph(self) -> ir.Graph:
         """The equation graph."""
+        from ..compiler.build import build
+
         return build(self.typed)
 
     @cached_property
     def contraction_inputs(self) -> frozenset[str]:
         """The inputs that autocast casts."""
+        from .autocast import contraction_inputs
+
         return contraction_inputs(self.graph)
 
     def __call__(
@@ -90,13 +124,13 @@ class Kernel:
         the reference, because generated kernels compute in float32. Raises ``CallError`` for arguments that the
         declaration does not allow and ``NotSupported`` for what this version cannot do.
         """
-        if torch.compiler.is_dynamo_compiling():
-            arguments.check_unsupported(self, cu_seqlens, history, return_final, deterministic)
-            inputs = arguments.named_inputs(self, tensors, named)
-            values = traced_call(self.identity, inputs, named, sizes, origin, initial, return_final, backend, strict)
-            return self._result(values, return_final)
+        from .execute import execute, traced_call
+
         arguments.check_unsupported(self, cu_seqlens, history, return_final, deterministic)
         inputs = arguments.named_inputs(self, tensors, named)
+        if torch.compiler.is_dynamo_compiling():
+            values = traced_call(self.key, inputs, named, sizes, origin, initial, return_final, backend, strict)
+            return self._result(values, return_final)
         call = self.prepare(inputs, named, sizes, origin, initial, return_final, backend, strict)
         return self._result(execute(call), return_final)
 
@@ -200,7 +234,7 @@ class Kernel:
         return f"{self.name}({inputs}) -> {', '.join(show_tensor(t) for t in self.typed.outputs)}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Kernel, (self.typed, self.spec, self.identity)
+        return Kernel, (self._head, self.file)
 
     def __copy__(self) -> Kernel:
         return self

@@ -1,117 +1,150 @@
 """Tensors -> pointers and strides -> kernels.
 
 A buffer of a plan has one stride per axis, while a tensor has one per dimension: the axes of a composite dimension
-get theirs from the dimension's, so that any view of a tensor is read where it lies, without a copy.
+get theirs from the dimension's, so that any view of a tensor is read where it lies, without a copy. What depends only on
+extents and strides is made once and kept, so that a call like an earlier one fills in pointers and launches.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..codegen.source import Entry
 from ..compiler.plan import Buffer
 from .build import BUFFER_DTYPES, Launch, ProgramRecord, load_program
 
 Dims = tuple[tuple[str, ...], ...]
+Shape = tuple[int, ...]
 
 _REMEMBERED = 64
-"""Different extents for which sizes and strides are kept."""
-ALLOCATED = ("output", "saved", "temporary", "gradient")
+"""Calls that differ in extents or strides and are kept prepared."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sized:
-    """What a program's memory is for given extents: by buffer its shape by axes and its contiguous strides."""
+class Prepared:
+    """A program for given extents and strides: the shapes of what it allocates, and its launches, waiting for tensors."""
 
-    shapes: dict[str, tuple[int, ...]]
-    strides: dict[str, tuple[int, ...]]
-    extents: tuple[tuple[int, ...], ...]
+    shapes: tuple[Shape, ...]
+    launches: tuple[Callable[[list[Tensor], Sequence[int], Sequence[float]], None], ...]
 
 
 class Program:
-    """One generated module, ready to run. ``dims`` are the declared dimensions of the tensors that have some."""
+    """One generated module, ready to run.
 
-    def __init__(self, record: ProgramRecord, dims: Mapping[str, Dims]) -> None:
+    ``dims`` are the declared dimensions of the tensors that have some. ``given`` names the buffers that a caller passes, in
+    order, ``made`` those that the program allocates: outputs, saved values, temporaries, gradients. In a backward program
+    what the forward saved is given, and so is ``forward``'s output.
+    """
+
+    def __init__(
+        self, record: ProgramRecord, dims: Mapping[str, Dims], axes: tuple[str, ...], params: tuple[str, ...], given: Sequence[str]
+    ) -> None:
         self.record = record
+        self.axes = axes
+        self.params = params
         self.buffers = {b.name: b for b in record.buffers}
         self.dtypes = {name: BUFFER_DTYPES[dtype] for name, dtype in record.dtypes}
+        self.given = tuple([name for name in given if name in self.buffers])
+        self.made = tuple([b.name for b in record.buffers if b.name not in self.given])
         self._dims = {b.name: dims.get(b.name, tuple((a,) for a in b.axes)) for b in record.buffers}
-        self._sized: dict[tuple[int, ...], Sized] = {}
+        self._made_dtypes = [self.dtypes[name] for name in self.made]
+        self._prepared: dict[tuple[object, ...], Prepared] = {}
 
     @cached_property
     def functions(self) -> tuple[Launch, ...]:
         return load_program(self.record)
 
-    def run(
-        self, tensors: dict[str, Tensor], extents: Mapping[str, int], origin: Mapping[str, int], params: Mapping[str, float], device: torch.device
-    ) -> None:
-        """Runs every kernel. ``tensors`` must hold what is read and is completed by what is allocated and written."""
-        sized = self._size(extents)
-        strides = sized.strides.copy()
-        for name in self.buffers:
-            if name in tensors:
-                strides[name] = axis_strides(tensors[name], self._dims[name], extents)
-            else:
-                tensors[name] = torch.empty(sized.shapes[name], dtype=self.dtypes[name], device=device)
-        call = self._call_c if self.record.backend == "c" else self._call_triton
-        for function, entry, sizes in zip(self.functions, self.record.entries, sized.extents, strict=True):
-            flat = [s for name in entry.buffers for s in strides[name]]
-            call(function, [tensors[n] for n in entry.buffers], flat, sizes, [origin[a] for a in entry.origins], [params[p] for p in entry.params])
+    def run(self, given: Sequence[Tensor], extents: Sequence[int], origin: Sequence[int], params: Sequence[float]) -> dict[str, Tensor]:
+        """Runs every kernel on the tensors of ``given`` and returns what it made, by name, in declared dimensions.
 
-    @staticmethod
-    def _call_c(
-        function: Launch, tensors: list[Tensor], strides: Sequence[int], extents: Sequence[int], origins: Sequence[int], params: Sequence[float]
-    ) -> None:
-        pointers = (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
-        function(pointers, _ints(strides), _ints(extents), _ints(origins), (ctypes.c_double * len(params))(*params))
+        ``extents`` and ``origin`` are in the order of ``axes``, ``params`` in that of ``params``.
+        """
+        key = (tuple(extents), *[t.stride() for t in given])
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            if len(self._prepared) >= _REMEMBERED:
+                self._prepared.clear()
+            prepared = self._prepared[key] = self._prepare(dict(zip(self.axes, extents, strict=True)), given)
+        device = given[0].device
+        made = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in zip(prepared.shapes, self._made_dtypes, strict=True)]
+        tensors = [*given, *made]
+        for launch in prepared.launches:
+            launch(tensors, origin, params)
+        return dict(zip(self.made, made, strict=True))
 
-    @staticmethod
-    def _call_triton(
-        function: Launch, tensors: list[Tensor], strides: Sequence[int], extents: Sequence[int], origins: Sequence[int], params: Sequence[float]
-    ) -> None:
-        if tensors[0].is_cuda:
-            with torch.cuda.device(tensors[0].device):
-                function(tensors, strides, extents, origins, params)
-        else:
-            function(tensors, strides, extents, origins, params)
+    def made_shape(self, name: str, extents: Mapping[str, int]) -> Shape:
+        """The shape of what is allocated for a buffer, in its declared dimensions."""
+        return dims_shape(self._dims[name], extents)
 
-    def _size(self, extents: Mapping[str, int]) -> Sized:
-        key = tuple(extents.values())
-        found = self._sized.get(key)
-        if found is None:
-            shapes = {b.name: buffer_shape(b, extents) for b in self.buffers.values() if b.role in ALLOCATED}
-            strides = {name: contiguous_strides(shape) for name, shape in shapes.items()}
-            sizes = tuple(tuple(extents[a] for a in entry.extents) for entry in self.record.entries)
-            if len(self._sized) >= _REMEMBERED:
-                self._sized.clear()
-            found = self._sized[key] = Sized(shapes, strides, sizes)
-        return found
+    def _prepare(self, extents: Mapping[str, int], given: Sequence[Tensor]) -> Prepared:
+        strides = {name: axis_strides(t, self._dims[name], extents) for name, t in zip(self.given, given, strict=True)}
+        strides.update((name, contiguous_strides(self.buffers[name], extents)) for name in self.made)
+        make = self._launch_c if self.record.backend == "c" else self._launch_triton
+        launches = [make(f, entry, strides, extents) for f, entry in zip(self.functions, self.record.entries, strict=True)]
+        return Prepared(tuple(self.made_shape(name, extents) for name in self.made), tuple(launches))
+
+    def _launch_c(self, function: Launch, entry: Entry, strides: Mapping[str, Shape], extents: Mapping[str, int]) -> Callable[..., None]:
+        which, origins, params = self._indices(entry)
+        pointers, positions, numbers = ctypes.c_void_p * len(which), ctypes.c_int64 * len(origins), ctypes.c_double * len(params)
+        flat = _ints([s for name in entry.buffers for s in strides[name]])
+        sizes = _ints([extents[a] for a in entry.extents])
+
+        def launch(tensors: list[Tensor], origin: Sequence[int], values: Sequence[float]) -> None:
+            function(
+                pointers(*[tensors[n].data_ptr() for n in which]),
+                flat,
+                sizes,
+                positions(*[origin[n] for n in origins]),
+                numbers(*[values[n] for n in params]),
+            )
+
+        return launch
+
+    def _launch_triton(
+        self, function: Launch, entry: Entry, strides: Mapping[str, Shape], extents: Mapping[str, int]
+    ) -> Callable[..., None]:
+        which, origins, params = self._indices(entry)
+        flat = [s for name in entry.buffers for s in strides[name]]
+        sizes = [extents[a] for a in entry.extents]
+
+        def launch(tensors: list[Tensor], origin: Sequence[int], values: Sequence[float]) -> None:
+            function([tensors[n] for n in which], flat, sizes, [origin[n] for n in origins], [values[n] for n in params])
+
+        return launch
+
+    def _indices(self, entry: Entry) -> tuple[list[int], list[int], list[int]]:
+        order = (*self.given, *self.made)
+        return (
+            [order.index(name) for name in entry.buffers],
+            [self.axes.index(a) for a in entry.origins],
+            [self.params.index(p) for p in entry.params],
+        )
 
 
-def axis_strides(tensor: Tensor, dims: Dims, extents: Mapping[str, int]) -> tuple[int, ...]:
+def axis_strides(tensor: Tensor, dims: Dims, extents: Mapping[str, int]) -> Shape:
     """One stride per axis, in order: within a dimension an axis steps over the ones after it."""
     found: list[int] = []
     for dim, stride in zip(dims, tensor.stride(), strict=True):
-        if len(dim) == 1:
-            found.append(stride)
-        else:
-            found.extend(stride * math.prod(extents[a] for a in dim[n + 1 :]) for n in range(len(dim)))
+        found.extend(stride * math.prod(extents[a] for a in dim[n + 1 :]) for n in range(len(dim)))
     return tuple(found)
 
 
-def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+def dims_shape(dims: Dims, extents: Mapping[str, int]) -> Shape:
+    return tuple(math.prod(extents[a] for a in dim) for dim in dims)
+
+
+def contiguous_strides(buffer: Buffer, extents: Mapping[str, int]) -> Shape:
+    shape = [extents[a] for a in buffer.axes]
     return tuple(math.prod(shape[n + 1 :]) for n in range(len(shape)))
 
 
-def buffer_shape(buffer: Buffer, extents: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(extents[a] for a in buffer.axes)
-
-
-def _ints(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+def _ints(values: Sequence[int]) -> Any:
     return (ctypes.c_int64 * len(values))(*values)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ..dsl import typed
 from ..dsl.guard import normalised
 from . import errors, pickling
 from .cache import digest, disk_cache
-from .kernel import Kernel
+from .identity import Header, header
+from .kernel import Kernel, SpecFile
 from .version import FRONT, compiler_digest
 
 SUFFIX = ".weft"
@@ -20,16 +19,17 @@ SUFFIX = ".weft"
 class Namespace:
     """The kernels of one file, by name: as attributes (``ns.gla``), by key (``ns["gla"]``) and, in order, by iteration."""
 
-    def __init__(self, spec: typed.Spec) -> None:
-        self._spec = spec
-        self._kernels = {kernel.name: Kernel(kernel, spec) for kernel in spec.kernels}
+    def __init__(self, file: SpecFile, headers: tuple[Header, ...]) -> None:
+        self._file = file
+        self._headers = headers
+        self._kernels = {head.name: Kernel(head, file) for head in headers}
 
     def __getattr__(self, name: str) -> Kernel:
         if name.startswith("__"):
             raise AttributeError(name)
         found = self._kernels.get(name)
         if found is None:
-            raise errors.UnknownKernel(self._spec.filename, name, list(self._kernels))
+            raise errors.UnknownKernel(self._file.filename, name, list(self._kernels))
         return found
 
     def __getitem__(self, name: str) -> Kernel:
@@ -48,10 +48,10 @@ class Namespace:
         return list(self._kernels)
 
     def __repr__(self) -> str:
-        return f"<kernels of {self._spec.filename}: {', '.join(self._kernels) or 'none'}>"
+        return f"<kernels of {self._file.filename}: {', '.join(self._kernels) or 'none'}>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Namespace, (self._spec,)
+        return Namespace, (self._file, self._headers)
 
 
 def load(path: str | Path) -> Namespace:
@@ -64,12 +64,12 @@ def load(path: str | Path) -> Namespace:
     path = Path(path)
     if not path.exists():
         raise errors.SpecNotFound(str(path), [p.stem for p in path.parent.glob(f"*{SUFFIX}")] if path.parent.is_dir() else [])
-    return Namespace(parsed(read_text(path), str(path), path.parent))
+    return Namespace(*parsed(read_text(path), str(path), path.parent))
 
 
 def loads(text: str, name: str = "<text>") -> Namespace:
     """The kernels of ``text``; messages show ``name`` as its file name. Raises ``SpecError``."""
-    return Namespace(parsed(text, name, None))
+    return Namespace(*parsed(text, name, None))
 
 
 def only_kernel(path: str | Path) -> Kernel:
@@ -85,21 +85,33 @@ def only_kernel(path: str | Path) -> Kernel:
     raise errors.AmbiguousKernel(str(path), stem, dir(found))
 
 
-def parsed(text: str, filename: str, folder: Path | None) -> typed.Spec:
-    """The spec that ``text`` is, from the cache where the text, the modules it uses and the front end are unchanged."""
+def parsed(text: str, filename: str, folder: Path | None) -> tuple[SpecFile, tuple[Header, ...]]:
+    """The file that ``text`` is, with the headers of its kernels.
+
+    It comes from the cache where the text, the modules it uses and the front end are unchanged.
+    """
     key = digest(compiler_digest(FRONT), normalised(text))
-    stored = disk_cache().read("parsed", key)
+    stored = _restored(disk_cache().read("parsed", key))
     if stored is not None:
-        try:
-            modules, spec = pickling.restore(stored)
-        except (pickle.UnpicklingError, AttributeError, EOFError, IndexError, TypeError, ValueError):
-            modules, spec = (), None
-        if isinstance(spec, typed.Spec) and all(_module_digest(folder, name) == known for name, known in modules):
-            return replace(spec, filename=filename)
+        modules, headers, spec = stored
+        if all(_module_digest(folder, name) == known for name, known in modules):
+            return SpecFile(filename, spec), tuple(Header(*head) for head in headers)
     return _parse(text, filename, folder, key)
 
 
-def _parse(text: str, filename: str, folder: Path | None, key: str) -> typed.Spec:
+Stored = tuple[tuple[tuple[str, str], ...], tuple[tuple[Any, ...], ...], bytes]
+"""What the cache keeps of a text: the modules it uses with what they were, the headers of its kernels, and the spec as bytes."""
+
+
+def _restored(data: bytes | None) -> Stored | None:
+    try:
+        found: Stored | None = None if data is None else pickling.restore(data)
+    except pickling.DAMAGED:
+        return None
+    return found
+
+
+def _parse(text: str, filename: str, folder: Path | None, key: str) -> tuple[SpecFile, tuple[Header, ...]]:
     from ..dsl.load import beside, parse
 
     asked: dict[str, str] = {}
@@ -110,11 +122,13 @@ def _parse(text: str, filename: str, folder: Path | None, key: str) -> typed.Spe
         return find(name)
 
     spec = parse(text, filename, search)
+    headers = tuple(header(kernel, spec) for kernel in spec.kernels)
     try:
-        disk_cache().write("parsed", key, pickling.dump((tuple(asked.items()), spec)))
+        stored = tuple(asked.items()), tuple(tuple(head) for head in headers), pickling.dump(spec)
+        disk_cache().write("parsed", key, pickling.dump(stored))
     except RecursionError:  # nested deeper than can be stored: parsed again next time
         pass
-    return spec
+    return SpecFile(filename, spec), headers
 
 
 def _module_digest(folder: Path | None, name: str) -> str:

@@ -6,29 +6,25 @@
     weft::call      a whole call with unchecked arguments, which Dynamo records in place of the Python around it
 
 A kernel or variant is named by a string that holds a content hash, so recorded graphs mean the same in every process
-that has loaded the kernel. Transforms that would silently be wrong (forward mode, second derivatives, vmap) raise.
+that has loaded the kernel. Transforms that would be silently wrong raise (see ``transforms``).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import errors, reference
+from . import reference, transforms
 from .arguments import TORCH_DTYPES, Bound, Call, axis_extents, promoted_dtype
+from .registry import KERNELS, VARIANTS
 
 if TYPE_CHECKING:
-    from .kernel import Kernel
     from .variants import Variant
-
-REGISTRY: dict[str, Kernel] = {}
-"""Every kernel of the process by identity. Recorded graphs name kernels, so they live on."""
-VARIANTS: dict[str, Variant] = {}
-"""Every generated variant of the process by key."""
 
 _library = torch.library.Library("weft", "DEF")
 _library.define("forward(str variant, Tensor[] tensors, float[] params, SymInt[] extents, SymInt[] origin) -> Tensor[]")
@@ -54,8 +50,27 @@ def fused_operator(call: Call, variant: Variant, tensors: list[Tensor]) -> list[
     params = [float(bound.params[name]) for name in variant.float_params]
     extents = [bound.extents[a] for a in variant.axes]
     origin = [call.origin.get(a, 0) for a in variant.axes]
-    values: list[Tensor] = _ops.forward.default(variant.key, tensors, params, extents, origin)
-    return values[: variant.output_count]
+    if not _nothing_watches(tensors):
+        values: Sequence[Tensor] = _ops.forward.default(variant.key, tensors, params, extents, origin)
+    elif torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
+        values = _Forward.apply(variant.key, variant.forward, params, extents, origin, *tensors)
+    else:
+        values = variant.forward(tensors, params, extents, origin)
+    return list(values[: variant.output_count])
+
+
+def _nothing_watches(tensors: Sequence[Tensor]) -> bool:
+    """Plain tensors and no mode, transform or tracer: then PyTorch's dispatcher has nothing to add, and is skipped for speed."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and torch.autograd.forward_ad._current_level < 0
+        and all([type(t) in _PLAIN for t in tensors])
+    )
+
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def _forward(variant: str, tensors: list[Tensor], params: list[float], extents: list[int], origin: list[int]) -> list[Tensor]:
@@ -63,13 +78,17 @@ def _forward(variant: str, tensors: list[Tensor], params: list[float], extents: 
 
 
 def _forward_fake(variant: str, tensors: list[Tensor], params: list[float], extents: list[int], origin: list[int]) -> list[Tensor]:
-    return VARIANTS[variant].empty_outputs(extents, tensors[0].device)
+    return VARIANTS[variant].empty_results(extents, tensors[0].device)
 
 
 def _forward_autograd(variant: str, tensors: list[Tensor], params: list[float], extents: list[int], origin: list[int]) -> list[Tensor]:
-    _refuse_tangents(VARIANTS[variant].kernel.name, tensors)
+    transforms.refuse_tangents(VARIANTS[variant].kernel.name, tensors)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return list(_Forward.apply(variant, params, extents, origin, *tensors))
+        return list(_Forward.apply(variant, partial(_below_autograd, variant), params, extents, origin, *tensors))
+    return _below_autograd(variant, tensors, params, extents, origin)
+
+
+def _below_autograd(variant: str, tensors: Sequence[Tensor], params: list[float], extents: list[int], origin: list[int]) -> list[Tensor]:
     with torch._C._AutoDispatchBelowAutograd():
         values: list[Tensor] = _ops.forward.default(variant, tensors, params, extents, origin)
     return values
@@ -77,9 +96,10 @@ def _forward_autograd(variant: str, tensors: list[Tensor], params: list[float], 
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, key: str, params: list[float], extents: list[int], origin: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            values: list[Tensor] = _ops.forward.default(key, tensors, params, extents, origin)
+    def forward(
+        ctx: Any, key: str, run: Callable[..., list[Tensor]], params: list[float], extents: list[int], origin: list[int], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        values = run(tensors, params, extents, origin)
         variant = VARIANTS[key]
         ctx.call = key, params, extents, origin, len(tensors)
         ctx.set_materialize_grads(False)
@@ -91,14 +111,14 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         key, params, extents, origin, count = ctx.call
         variant = VARIANTS[key]
-        wanted = [need and able for need, able in zip(ctx.needs_input_grad[4:], variant.differentiable_inputs, strict=True)]
+        wanted = [need and able for need, able in zip(ctx.needs_input_grad[5:], variant.differentiable_inputs, strict=True)]
         given = list(cotangents[: variant.output_count])
         gradients: list[Tensor] = []
         if any(wanted) and any(c is not None for c in given):
             saved = list(ctx.saved_tensors)
             gradients = _ops.backward.default(key, saved[:count], saved[count:], given, wanted, params, extents, origin)
         found = iter(gradients)
-        return (None, None, None, None, *(next(found, None) if want else None for want in wanted))
+        return (None, None, None, None, None, *(next(found, None) if want else None for want in wanted))
 
 
 def _backward(
@@ -118,28 +138,15 @@ def _backward_fake(variant: str, tensors: list[Tensor], saved: list[Tensor], cot
     return [t.new_empty(t.shape) for t, want in zip(tensors, wanted, strict=True) if want]
 
 
-def _backward_autograd(variant: str, tensors: list[Tensor], saved: list[Tensor], cotangents: list[Tensor | None], *rest: Any) -> list[Tensor]:
+def _backward_autograd(
+    variant: str, tensors: list[Tensor], saved: list[Tensor], cotangents: list[Tensor | None], *rest: Any
+) -> list[Tensor]:
     kernel = VARIANTS[variant].kernel.name
     present = [*tensors, *saved, *(c for c in cotangents if c is not None)]
-    _refuse_tangents(kernel, present)
+    transforms.refuse_tangents(kernel, present)
     with torch._C._AutoDispatchBelowAutograd():
         gradients: list[Tensor] = _ops.backward.default(variant, tensors, saved, cotangents, *rest)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in present):
-        return list(_NoSecondDerivative.apply(kernel, len(gradients), *gradients, *present))
-    return gradients
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    """Hands gradients on, tied to what they were computed from, and raises when they are differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, kernel: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.kernel = kernel
-        return tuple(t.view_as(t) for t in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        raise errors.NotSupported(ctx.kernel, "second derivatives of generated kernels are", _USE_REFERENCE)
+    return transforms.once_differentiable(kernel, gradients, present)
 
 
 # The reference as one operator ------------------------------------------------------------------------------------
@@ -160,7 +167,7 @@ def outside_operator(call: Call, variant: Variant) -> dict[str, Tensor]:
 
 def _settings(call: Call, variant: str) -> str:
     plain = {
-        "kernel": call.kernel.identity,
+        "kernel": call.kernel.key,
         "inputs": list(call.inputs),
         "initial": list(call.initial),
         "params": call.bound.params,
@@ -179,7 +186,7 @@ def _restored(settings: str, tensors: Sequence[Tensor]) -> tuple[Call, Variant |
     initial = dict(zip(plain["initial"], tensors[len(names) :], strict=True))
     device = tensors[0].device if tensors else torch.device("cpu")
     bound = Bound(plain["extents"], plain["params"], promoted_dtype(inputs), device)
-    call = Call(REGISTRY[plain["kernel"]], inputs, bound, plain["origin"], initial, plain["final"], None, False)
+    call = Call(KERNELS[plain["kernel"]], inputs, bound, plain["origin"], initial, plain["final"], None, False)
     return call, VARIANTS.get(plain["outside"])
 
 
@@ -218,7 +225,7 @@ def _output_shapes(call: Call) -> Any:
 
 
 def _reference_autograd(settings: str, tensors: list[Tensor]) -> list[Tensor]:
-    _refuse_tangents(REGISTRY[json.loads(settings)["kernel"]].name, tensors)
+    transforms.refuse_tangents(KERNELS[json.loads(settings)["kernel"]].name, tensors)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return list(_Reference.apply(settings, *tensors))
     with torch._C._AutoDispatchBelowAutograd():
@@ -273,10 +280,7 @@ def _reference_backward_autograd(settings: str, tensors: list[Tensor], cotangent
     with torch._C._AutoDispatchBelowAutograd():
         gradients: list[Tensor] = _ops.reference_backward.default(settings, tensors, cotangents, wanted)
     present = [*tensors, *(c for c in cotangents if c is not None)]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in present):
-        kernel = REGISTRY[json.loads(settings)["kernel"]].name
-        return list(_NoSecondDerivative.apply(kernel, len(gradients), *gradients, *present))
-    return gradients
+    return transforms.once_differentiable(KERNELS[json.loads(settings)["kernel"]].name, gradients, present)
 
 
 # A whole call -----------------------------------------------------------------------------------------------------
@@ -331,7 +335,7 @@ def _call(
 ) -> list[Tensor]:
     from .execute import execute
 
-    call = REGISTRY[kernel].prepare(
+    call = KERNELS[kernel].prepare(
         dict(zip(input_names, inputs, strict=True)),
         dict(zip(param_names, params, strict=True)),
         dict(zip(size_names, sizes, strict=True)),
@@ -344,37 +348,16 @@ def _call(
     return execute(call, tracing=True)
 
 
-# What is refused --------------------------------------------------------------------------------------------------
-
-_USE_REFERENCE = "Call kernel.reference(...) there, which PyTorch transforms like any other function."
-
-
-def _refuse_tangents(kernel: str, tensors: Sequence[Tensor]) -> None:
-    """Forward mode would go on with zero tangents."""
-    if torch._C._is_fwd_grad_enabled() and any(torch._unpack_dual(t, level=0)[1] is not None for t in tensors):  # type: ignore[attr-defined]
-        raise errors.NotSupported(kernel, "forward-mode derivatives (torch.func.jvp) of generated kernels are", _USE_REFERENCE)
-
-
-def _no_vmap(name: Callable[[str], str]) -> Callable[..., Any]:
-    def refuse(which: str, *_: Any) -> Any:
-        raise errors.NotSupported(name(which), "torch.vmap over generated kernels is", f"Add the axis to the spec. {_USE_REFERENCE}")
-
-    return refuse
-
-
 def _register() -> None:
-    variant_name: Callable[[str], str] = lambda key: VARIANTS[key].kernel.name  # noqa: E731
-    settings_name: Callable[[str], str] = lambda text: REGISTRY[json.loads(text)["kernel"]].name  # noqa: E731
     parts = (
-        ("forward", _forward, _forward_fake, _forward_autograd, variant_name),
-        ("backward", _backward, _backward_fake, _backward_autograd, variant_name),
-        ("reference", _reference, _reference_fake, _reference_autograd, settings_name),
-        ("reference_backward", _reference_backward, _reference_backward_fake, _reference_backward_autograd, settings_name),
+        ("forward", _forward, _forward_fake, _forward_autograd),
+        ("backward", _backward, _backward_fake, _backward_autograd),
+        ("reference", _reference, _reference_fake, _reference_autograd),
+        ("reference_backward", _reference_backward, _reference_backward_fake, _reference_backward_autograd),
     )
-    for name, run, fake, autograd, kernel_name in parts:
+    for name, run, fake, autograd in parts:
         _library.impl(name, run, "CompositeExplicitAutograd")
         _library.impl(name, autograd, "Autograd")
-        _library.impl(name, _no_vmap(kernel_name), "FuncTorchBatched")
         torch.library.register_fake(f"weft::{name}", fake, lib=_library)
     _library.impl("call", _call, "CompositeImplicitAutograd")
 

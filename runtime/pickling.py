@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import io
 import pickle
-import sys
 from dataclasses import fields, is_dataclass
+from importlib import import_module
 from typing import Any
 
 from ..compiler import ir
 
-_MODULES = tuple(f"{__package__.rsplit('.', 1)[0]}.{name}" for name in ("dsl.typed", "compiler.ir", "compiler.plan", "codegen.source"))
-_OWN = f"{__package__}.build"
+_DATA = ("dsl.typed", "compiler.ir", "compiler.plan", "codegen.source", "runtime.build", "runtime.variants")
+_MODULES = tuple(f"{__package__.rsplit('.', 1)[0]}.{name}" for name in _DATA)
 _NODE_FIELDS = ("axes", "kind")
+DAMAGED = (pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError)
+"""What ``restore`` may raise for bytes of another version."""
 
 
 def dump(value: object) -> bytes:
@@ -49,8 +51,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == (__name__, "make_node"):
             return make_node
-        if module in _MODULES or module == _OWN:
-            found = getattr(sys.modules.get(module) or __import__(module, fromlist=[name]), name, None)
+        if module in _MODULES:
+            found = getattr(import_module(module), name, None)
             if isinstance(found, type) and is_dataclass(found):
                 return found
         raise pickle.UnpicklingError(f"{module}.{name} is not data of the compiler")

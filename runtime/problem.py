@@ -103,4 +103,5 @@ def numbers_heads(graph: ir.Graph, axis: str) -> bool:
 
 def _side(length: int, axes: int) -> int:
     """The extent of each of some axes that together have about ``length`` positions."""
-    return max(1, round(length ** (1 / max(1, axes))))
+    side: float = length ** (1 / max(1, axes))
+    return max(1, round(side))

@@ -5,10 +5,8 @@ A variant is found in the process, else restored from the disk cache without the
 
 from __future__ import annotations
 
-import pickle
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ..compiler import ir
-from . import operators, pickling
-from .arguments import INTS, Bound, Call, axis_extents
+from . import pickling
+from .arguments import INTS, TORCH_DTYPES, Bound, Call
 from .build import BUFFER_DTYPES, ProgramRecord, cache_key, generate
 from .cache import disk_cache
-from .launch import Dims, Program
+from .launch import Dims, Program, dims_shape
+from .reference import outside_dtype
+from .registry import VARIANTS
 
 if TYPE_CHECKING:
     from ..compiler.pipeline import Lowered
@@ -66,18 +66,14 @@ class VariantRecord:
     forward: ProgramRecord
 
 
-@dataclass(slots=True)
-class Families:
-    """Every variant of one kernel in this process."""
-
-    found: dict[Chosen, list[Variant | Unfused]] = field(default_factory=dict)
-    lock: threading.RLock = field(default_factory=threading.RLock)
-
-
 def find_variant(call: Call, target: str) -> Variant | Unfused:
     """The variant for a call on a target, or why there is none."""
-    kernel, bound = call.kernel, call.bound
-    chosen = chosen_for(kernel, target, bound, {name: t.dtype for name, t in call.inputs.items()})
+    return variant_for(call.kernel, target, call.bound, {name: t.dtype for name, t in call.inputs.items()})
+
+
+def variant_for(kernel: Kernel, target: str, bound: Bound, given: Mapping[str, torch.dtype]) -> Variant | Unfused:
+    """The variant for inputs of these dtypes; those not given are left to their default."""
+    chosen = _choose(kernel, target, bound, given)
     known = _search(kernel, chosen, bound.extents)
     if known is None:
         with kernel.families.lock:
@@ -88,7 +84,7 @@ def find_variant(call: Call, target: str) -> Variant | Unfused:
     return known
 
 
-def chosen_for(kernel: Kernel, target: str, bound: Bound, given: Mapping[str, torch.dtype]) -> Chosen:
+def _choose(kernel: Kernel, target: str, bound: Bound, given: Mapping[str, torch.dtype]) -> Chosen:
     dtypes = tuple([NAMES[generated_dtype(given.get(t.name, _default_dtype(t.dtype, bound.promoted)))] for t in kernel.typed.inputs])
     params = tuple([(name, value) for name, value in bound.params.items() if isinstance(value, int)])
     return Chosen(target, dtypes, NAMES[bound.promoted], params)
@@ -100,8 +96,6 @@ def generated_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _default_dtype(declared: str | None, promoted: torch.dtype) -> torch.dtype:
-    from .arguments import TORCH_DTYPES
-
     return promoted if declared is None else TORCH_DTYPES[declared]
 
 
@@ -180,7 +174,7 @@ def backend_of(target: str) -> str:
 def concrete_dtypes(kernel: Kernel, chosen: Chosen, lowered: Lowered) -> dict[str, str]:
     """The dtypes of what a caller passes and gets, by buffer; "input" is the promoted floating one."""
     found = {"input": chosen.promoted, **dict(zip(kernel.input_names, chosen.dtypes, strict=True))}
-    found.update((name, NAMES[operators.reference.outside_dtype(node)]) for name, node in lowered.outside.items())
+    found.update((name, NAMES[outside_dtype(node)]) for name, node in lowered.outside.items())
     for tensor in kernel.typed.outputs:
         if tensor.dtype is not None:
             found[tensor.name] = "int64" if tensor.dtype == "int" else tensor.dtype
@@ -196,7 +190,7 @@ def _stored(kernel: Kernel, kind: str, *parts: object) -> Any:
         return None
     try:
         return pickling.restore(data)
-    except (pickle.UnpicklingError, AttributeError, EOFError, IndexError, TypeError, ValueError):
+    except pickling.DAMAGED:
         return None
 
 
@@ -227,55 +221,56 @@ class Variant:
         self._saved = tuple(n for n in record.saved if n not in self.inputs)
         self.saved_results = tuple(results.index(n) for n in self._saved)
         self._dims = {t.name: t.dims for t in (*kernel.typed.inputs, *kernel.typed.outputs)}
+        self._cotangents = dict(record.cotangents)
+        self._gradients = dict(record.gradients)
         self._lowered = lowered
         self._backward: dict[frozenset[str], Program] = {}
-        operators.VARIANTS[self.key] = self
+        VARIANTS[self.key] = self
 
     def fits(self, extents: Mapping[str, int]) -> bool:
         return all(extents[a] == n for a, n in self.record.whole)
 
-    def forward(self, tensors: list[Tensor], params: list[float], extents: list[int], origin: list[int]) -> list[Tensor]:
-        """The outputs in declared shapes, then what is saved."""
-        tensors_by_name = dict(zip(self.inputs, self._readable(tensors), strict=True))
-        sizes = dict(zip(self.axes, extents, strict=True))
-        self.forward_program.run(tensors_by_name, sizes, self._origin(origin), self._params(params), tensors[0].device)
-        return [self._declared(tensors_by_name[name], name, sizes) for name in self._results]
+    def forward(self, tensors: Sequence[Tensor], params: Sequence[float], extents: Sequence[int], origin: Sequence[int]) -> list[Tensor]:
+        """The outputs, then what is saved besides."""
+        program = self.forward_program
+        made = program.run([_readable(tensors[n]) for n in self._forward_given], extents, origin, params)
+        return [made[name] for name in self._results]
 
-    def empty_outputs(self, extents: list[int], device: torch.device) -> list[Tensor]:
+    def empty_results(self, extents: Sequence[int], device: torch.device) -> list[Tensor]:
         """What ``forward`` returns, without its numbers."""
         sizes = dict(zip(self.axes, extents, strict=True))
         program = self.forward_program
-        shapes = {n: [sizes[a] for a in program.buffers[n].axes] for n in self._results}
-        made = {n: torch.empty(shape, dtype=program.dtypes[n], device=device) for n, shape in shapes.items()}
-        return [self._declared(made[n], n, sizes) for n in self._results]
+        return [torch.empty(program.made_shape(n, sizes), dtype=program.dtypes[n], device=device) for n in self._results]
 
     def backward(
         self,
-        tensors: list[Tensor],
-        saved: list[Tensor],
-        cotangents: list[Tensor | None],
-        wanted: list[bool],
-        params: list[float],
-        extents: list[int],
-        origin: list[int],
+        tensors: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        wanted: Sequence[bool],
+        params: Sequence[float],
+        extents: Sequence[int],
+        origin: Sequence[int],
     ) -> list[Tensor]:
         """The gradients of the wanted inputs, in their order and shapes."""
         names = [name for name, want in zip(self.inputs, wanted, strict=True) if want]
         program = self.backward_program(frozenset(names))
-        sizes = dict(zip(self.axes, extents, strict=True))
-        by_name = dict(zip(self.inputs, self._readable(tensors), strict=True)) | dict(zip(self._saved, saved, strict=True))
-        targets = dict(self.record.cotangents)
+        known = dict(zip((*self.inputs, *self._saved), (*tensors, *saved), strict=True))
         for name, cotangent in zip(self.outputs, cotangents, strict=True):
-            buffer = targets.get(name)
+            buffer = self._cotangents.get(name)
             if buffer in program.buffers:
-                by_name[buffer] = self._cotangent(name, buffer, cotangent, program, sizes, tensors[0].device)
-        program.run(by_name, sizes, self._origin(origin), self._params(params), tensors[0].device)
-        gradients = dict(self.record.gradients)
-        return [self._declared(by_name[gradients[name]], name, sizes) for name in names]
+                known[buffer] = self._zero(name, buffer, program, extents, tensors[0].device) if cotangent is None else cotangent
+        given = [_readable(known[name]) for name in program.given]
+        made = program.run(given, extents, origin, params)
+        return [made[self._gradients[name]] for name in names]
 
     @cached_property
     def forward_program(self) -> Program:
-        return Program(self.record.forward, self._dims)
+        return Program(self.record.forward, self._dims, self.axes, self.float_params, self.inputs)
+
+    @cached_property
+    def _forward_given(self) -> list[int]:
+        return [self.inputs.index(name) for name in self.forward_program.given]
 
     def backward_program(self, wanted: frozenset[str]) -> Program:
         """The program that computes the gradients of exactly these inputs."""
@@ -284,8 +279,9 @@ class Variant:
             with self.kernel.families.lock:
                 found = self._backward.get(wanted)
                 if found is None:
+                    given = (*self.inputs, *self._saved, *self._cotangents.values())
                     record = self._backward_record(wanted)
-                    found = self._backward[wanted] = Program(record, self._backward_dims())
+                    found = self._backward[wanted] = Program(record, self._backward_dims(), self.axes, self.float_params, given)
         return found
 
     def lowered(self) -> Lowered:
@@ -311,30 +307,11 @@ class Variant:
         found.update((buffer, self._dims[name]) for name, buffer in self.record.gradients if name in self._dims)
         return found
 
-    def _readable(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [t if t.dtype in NAMES else t.to(generated_dtype(t.dtype)) for t in tensors]
-
-    def _cotangent(
-        self, name: str, buffer: str, given: Tensor | None, program: Program, extents: Mapping[str, int], device: torch.device
-    ) -> Tensor:
-        if given is not None:
-            return given.to(program.dtypes[buffer])
-        shape = [_product(dim, extents) for dim in self._dims[name]]
+    def _zero(self, name: str, buffer: str, program: Program, extents: Sequence[int], device: torch.device) -> Tensor:
+        """The cotangent of an output that the loss does not use: one zero, expanded."""
+        shape = dims_shape(self._dims[name], dict(zip(self.axes, extents, strict=True)))
         return torch.zeros((), dtype=program.dtypes[buffer], device=device).expand(shape)
 
-    def _declared(self, tensor: Tensor, name: str, extents: Mapping[str, int]) -> Tensor:
-        dims = self._dims.get(name)
-        return tensor if dims is None or len(dims) == tensor.dim() else tensor.view([_product(dim, extents) for dim in dims])
 
-    def _origin(self, origin: list[int]) -> dict[str, int]:
-        return dict(zip(self.axes, origin, strict=True))
-
-    def _params(self, params: list[float]) -> dict[str, float]:
-        return dict(zip(self.float_params, params, strict=True))
-
-
-def _product(dim: tuple[str, ...], extents: Mapping[str, int]) -> int:
-    result = 1
-    for axis in dim:
-        result *= extents[axis]
-    return result
+def _readable(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype in NAMES else tensor.to(generated_dtype(tensor.dtype))

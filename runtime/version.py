@@ -15,8 +15,8 @@ from .cache import digest, disk_cache
 
 __version__ = "0.1.0"
 
-FRONT = ("dsl",)
-"""The rooms that decide what a text means."""
+FRONT = ("dsl", "runtime")
+"""The rooms that decide what a text means and how that is kept."""
 ALL = ("dsl", "compiler", "codegen", "runtime")
 """The rooms that decide what is generated."""
 

@@ -18,7 +18,7 @@ from .runtime.load import Namespace, load, loads
 from .runtime.version import __version__
 
 if TYPE_CHECKING:
-    from .runtime.build import build
+    from .runtime.generated import build
     from .runtime.check import check_kernel as check
 
 __all__ = ["Kernel", "Namespace", "__version__", "build", "check", "errors", "load", "loads"]
@@ -29,7 +29,7 @@ import_hook.install()
 def __getattr__(name: str) -> Any:
     match name:
         case "build":
-            from .runtime.build import build
+            from .runtime.generated import build
 
             return build
         case "check":

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 if TYPE_CHECKING:
     from .runtime.check_report import Report
-    from .runtime.kernel import Kernel
+    from .runtime.kernel import Backend, Kernel
     from .runtime.problem import Problem
+    from .runtime.show import Part, What
 
 TRACEBACK = "WEFT_TRACEBACK"
 """Set this variable to see where an error was raised."""
@@ -56,7 +57,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
             if os.environ.get(TRACEBACK):
@@ -69,16 +70,10 @@ def _explained(error: Exception) -> click.ClickException:
     from .dsl.diagnostics import SpecError
     from .runtime import errors
     from .runtime.plots import NothingToPlot
+    from .runtime.show import NothingFused, UnknownPass
 
-    mistakes = (
-        SpecError,
-        errors.CallError,
-        errors.SpecNotFound,
-        errors.UnknownKernel,
-        errors.NoKernels,
-        errors.UnknownTarget,
-        NothingToPlot,
-    )
+    mistakes: tuple[type[Exception], ...] = (SpecError, errors.CallError, errors.SpecNotFound, errors.UnknownKernel, errors.NoKernels)
+    mistakes += (errors.UnknownTarget, NothingToPlot, NothingFused, UnknownPass)
     if isinstance(error, mistakes):
         return Mistake(str(error))
     if isinstance(error, ModuleNotFoundError) and error.name == "matplotlib":
@@ -187,10 +182,9 @@ def list_(pattern: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([{"name": n, "title": t, "path": str(p)} for n, t, p in found], indent=1))
         return
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    width = max((len(name) for name, _, _ in found), default=0)
     for name, line, _ in found:
-        table.add_row(f"[bold]{name}[/bold]", line)
-    out.print(table)
+        out.print(f"[bold]{name:<{width}}[/bold]  {escape(line)}")
     notes.print(f"{len(found)} specs")
 
 
@@ -286,8 +280,6 @@ def _coloured(report: Report) -> str:
     text = str(report)
     if not out.is_terminal:
         return text
-    from rich.markup import escape
-
     colour = {"passed": "green", "failed": "red"}.get(report.status, "yellow")
     first, newline, rest = escape(text).partition("\n")
     return first.replace(report.status, f"[{colour}]{report.status}[/{colour}]", 1) + newline + rest
@@ -311,11 +303,11 @@ def show(
     sizes: dict[str, int],
     params: dict[str, Any],
     seed: int,
-    what: str,
+    what: What,
     after: str | None,
     backend: str | None,
     target: str | None,
-    part: str,
+    part: Part,
     dtype: str,
 ) -> None:
     """Print a kernel's equations, graph, plan or generated source."""
@@ -404,7 +396,7 @@ def bench(
     sizes: dict[str, int],
     params: dict[str, Any],
     seed: int,
-    backend: str | None,
+    backend: Backend | None,
     dtype: str,
     length: int,
     heads: int,

@@ -371,7 +371,7 @@ static void transpose(float *out, int out_stride, const float *tile, int tile_st
 // Aligned scratch memory; the process ends where there is none, as a kernel has no way to report it.
 static void *allocate(int64_t bytes)
 {
-    void *const memory = aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64));
+    void *const memory = aligned_alloc(64, (size_t)((bytes / 64 + 1) * 64));
     if (memory == NULL) {
         fprintf(stderr, "weft: out of memory for %lld bytes of scratch\n", (long long)bytes);
         abort();
@@ -457,7 +457,9 @@ INLINE void product_block(const int rows, const int vectors, float *out, int64_t
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++) {
             vector *const target = (vector *)(out + r * out_row + v * LANES);
-            *target = keep ? keep[r * keep_row] * *target + sum[r][v] : sum[r][v];
+            if (keep)
+                sum[r][v] += keep[r * keep_row] * *target;
+            *target = sum[r][v];
         }
 }
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from benchmarks.peers_attention import VARIANTS, peers
 
+from benchmarks.peers_attention import VARIANTS, peers
 from weft.compiler.build import build
 from weft.compiler.reference import evaluate
 from weft.dsl.load import load_file

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from sample_plans import specialization
+from tests.codegen.sample_plans import specialization
 
 from weft.codegen.print_c import print_c
 from weft.compiler.plan import Plan

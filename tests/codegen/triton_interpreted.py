@@ -83,3 +83,132 @@ def test_attention(shape: str, dtype: str, tmp_path: Path) -> None:
     gradients = torch.autograd.grad(o, [exact[n] for n in "qkv"], d_o.double())
     for name, expected in zip("qkv", gradients, strict=True):
         torch.testing.assert_close(tensors[f"d_{name}"].double(), expected, atol=5 * tolerance, rtol=5 * tolerance, msg=lambda m, n=name: f"d_{n}: {m}")
+
+
+# Every pointwise operation -------------------------------------------------------------------------------------------
+
+SMALL = [0.0, -0.0, 1e-8, -1e-8, 1e-4, -3e-3, 0.1, 0.39, 0.41, -0.45, 0.5, -0.5, 1.5, 2.5, -2.5, 1.0, -1.0, 3.7, -6.2, 9.0, 17.3, -21.0, 40.0, -80.0]
+POSITIVE = [abs(x) + 1e-3 for x in SMALL]
+
+REAL_UNARY = {
+    "exp": torch.exp, "log": torch.log, "log1p": torch.log1p, "expm1": torch.expm1, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt,
+    "abs": torch.abs, "sign": torch.sign, "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "sigmoid": torch.sigmoid,
+    "logsigmoid": torch.nn.functional.logsigmoid, "softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)), "relu": torch.relu,
+    "silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, "erf": torch.erf, "neg": torch.neg,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"), "stopgrad": lambda x: x,
+    "floor": lambda x: torch.floor(x).long(), "ceil": lambda x: torch.ceil(x).long(), "round": lambda x: torch.round(x).long(),
+}  # fmt: skip
+REAL_BINARY = {
+    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "logaddexp": torch.logaddexp,
+    "min": torch.minimum, "max": torch.maximum, "lt": torch.lt, "le": torch.le, "gt": torch.gt, "ge": torch.ge, "eq": torch.eq,
+    "ne": torch.ne, "clipgrad": lambda x, y: x, "mod": torch.remainder, "pow": torch.pow,
+    "floordiv": lambda x, y: torch.floor(x / y).long(),
+}  # fmt: skip
+INT_BINARY = {
+    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "floordiv": torch.div, "mod": torch.remainder, "min": torch.minimum,
+    "max": torch.maximum, "lt": torch.lt, "eq": torch.eq, "pow": torch.pow, "div": torch.div,
+}  # fmt: skip
+
+
+def apply(operation: str, inputs: list[torch.Tensor], folder: Path, kinds: str = "real") -> torch.Tensor:
+    plan = samples.pointwise_kernel(operation, len(inputs), 32, kinds)
+    count = inputs[0].numel()
+    dtype = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}[plan.buffers["out"].dtype]
+    tensors = {f"x{n}": x for n, x in enumerate(inputs)} | {"out": torch.zeros(count, dtype=dtype)}
+    run(plan, samples.specialization(plan, "float32", {}), tensors, {"t": count}, folder)
+    return tensors["out"]
+
+
+def compare(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    if actual.is_floating_point():
+        torch.testing.assert_close(actual.double(), expected.double(), rtol=2e-6, atol=1e-12, equal_nan=True)
+    else:
+        assert torch.equal(actual, expected), (actual, expected)
+
+
+@pytest.mark.parametrize("operation", list(REAL_UNARY))
+def test_real_function(operation: str, tmp_path: Path) -> None:
+    x = torch.tensor(POSITIVE if operation in ("log", "sqrt", "rsqrt") else [abs(v) for v in SMALL] if operation == "log1p" else SMALL)
+    expected = REAL_UNARY[operation](x.double())
+    actual = apply(operation, [x], tmp_path)
+    if operation in ("gelu", "gelu_tanh"):  # 1 + erf(x) cancels for large negative x, in float32 as PyTorch does it too
+        torch.testing.assert_close(actual.double(), expected, rtol=2e-6, atol=2e-7 * 80)
+    elif operation in ("sin", "cos"):
+        torch.testing.assert_close(actual.double(), expected, rtol=2e-6, atol=1e-7)
+    else:
+        compare(actual, expected)
+
+
+@pytest.mark.parametrize("operation", list(REAL_BINARY))
+def test_real_operation(operation: str, tmp_path: Path) -> None:
+    x, y = torch.tensor(SMALL), torch.tensor(SMALL).roll(5)
+    if operation in ("div", "mod", "floordiv"):
+        y = torch.where(y.abs() < 0.3, 0.75, y)
+    if operation == "pow":
+        x, y = x.abs() + 0.5, y / 8
+    expected = REAL_BINARY[operation](x.double(), y.double())
+    actual = apply(operation, [x, y], tmp_path)
+    if operation in ("pow", "mod", "logaddexp"):  # rounding of the exponent, of the quotient, and cancellation near 0
+        torch.testing.assert_close(actual.double(), expected, rtol=2e-5, atol=1e-5)
+    else:
+        compare(actual, expected)
+
+
+@pytest.mark.parametrize("operation", list(INT_BINARY))
+def test_int_operation(operation: str, tmp_path: Path) -> None:
+    x = torch.tensor([7, -7, 7, -7, 0, 6, -6, 1, 2**40, -(2**40)])
+    y = torch.tensor([3, 3, -3, -3, 5, 3, 3, 9, 7, 7])
+    if operation == "mul":
+        y = y * 2**20
+    if operation == "pow":
+        x, y = torch.tensor([2, -3, 10, 0, 1, 7]), torch.tensor([40, 5, 18, 0, 63, 0])
+    expected = torch.div(x, y, rounding_mode="floor") if operation == "floordiv" else INT_BINARY[operation](x, y)
+    actual = apply(operation, [x, y], tmp_path, "int")
+    compare(actual, expected.double() if operation == "div" else expected)
+
+
+@pytest.mark.parametrize("operation", ["abs", "sign", "neg", "floor", "round", "relu"])
+def test_int_function(operation: str, tmp_path: Path) -> None:
+    x = torch.tensor([5, -5, 0, 2**33])
+    functions = {"abs": torch.abs, "sign": torch.sign, "neg": torch.neg, "relu": torch.relu}
+    compare(apply(operation, [x], tmp_path, "int"), functions.get(operation, lambda v: v)(x))
+
+
+def test_flags(tmp_path: Path) -> None:
+    x, y = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    compare(apply("and", [x, y], tmp_path, "bool"), x & y)
+    compare(apply("or", [x, y], tmp_path, "bool"), x | y)
+    compare(apply("not", [x], tmp_path, "bool"), ~x)
+    compare(apply("add", [x, y], tmp_path, "bool"), x.long() + y.long())
+
+
+def test_choice_and_clamp(tmp_path: Path) -> None:
+    keep, x, y = torch.tensor([True, False, True]), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([-1.0, -2.0, math.inf])
+    compare(apply("where", [keep, x, y], tmp_path, "bool real real"), torch.tensor([1.0, -2.0, 3.0]))
+    low, high = torch.tensor([2.0, 0.0, 5.0]), torch.tensor([4.0, 1.0, 4.0])
+    compare(apply("clamp", [x, low, high], tmp_path), torch.tensor([2.0, 1.0, 4.0]))
+
+
+def test_weight_of_infinite_scores(tmp_path: Path) -> None:
+    inf = math.inf
+    score, pivot = torch.tensor([-inf, -inf, 1.0, 2.0]), torch.tensor([-inf, 3.0, 1.0, 4.0])
+    compare(apply("expdiff", [score, pivot], tmp_path), torch.tensor([0.0, 0.0, 1.0, math.exp(-2.0)]))
+
+
+def test_infinite_logaddexp(tmp_path: Path) -> None:
+    inf = math.inf
+    x, y = torch.tensor([-inf, -inf, inf, inf, 1.0]), torch.tensor([-inf, 2.0, inf, -inf, -inf])
+    compare(apply("logaddexp", [x, y], tmp_path), torch.logaddexp(x, y))
+
+
+def test_power_of_negative_base(tmp_path: Path) -> None:
+    x, y = torch.tensor([-2.0, -2.0, -2.0, 0.0, 0.0, -1.5]), torch.tensor([3.0, 2.0, 0.5, 0.0, 2.0, -1.0])
+    torch.testing.assert_close(apply("pow", [x, y], tmp_path), torch.pow(x, y), equal_nan=True)
+
+
+def test_every_operation_is_tested() -> None:
+    from weft.compiler.ir import DERIVED_POINTWISE
+    from weft.dsl.typed import POINTWISE
+
+    tested = {*REAL_UNARY, *REAL_BINARY, *INT_BINARY, "and", "or", "not", "where", "clamp", "expdiff"}
+    assert tested == {*POINTWISE, *DERIVED_POINTWISE}

@@ -20,7 +20,7 @@ from weft.dsl.typed import POINTWISE
 SPECS = sorted(Path(__file__).parents[2].joinpath("specs").glob("*.weft"))
 FUSED_BY_NAME = {"softmax_attention", "kitchen_sink", "differential", "deberta", "hierarchical", "natten3d", "maxsim", "additive"}
 
-REAL_OPS = sorted(set(RULES) - {"where", "stopgrad", "expdiff"})
+REAL_OPS = sorted(set(RULES) - {"where", "stopgrad", "expdiff", "sign"})
 
 
 def _spec(expression: str, arguments: str) -> ir.Graph:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import weft.dsl
-from weft.compiler import errors, extents, ir, reference
+from weft.compiler import errors, extents, ir, reference, reference_ops
 from weft.compiler.build import build
 
 NAN, INF = math.nan, math.inf
@@ -184,7 +184,9 @@ def attention(bad: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, 1e300])
-def test_masked_keys_do_not_leak_through_matrix_products(bad: float) -> None:
+@pytest.mark.parametrize("large", [0, reference_ops.LARGE_PRODUCT])
+def test_masked_keys_do_not_leak_through_matrix_products(bad: float, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_ops, "LARGE_PRODUCT", large)
     wanted, wanted_gradients = attention(0.0)
     got, gradients = attention(bad)
     for name, tensor in wanted.items():
@@ -193,6 +195,14 @@ def test_masked_keys_do_not_leak_through_matrix_products(bad: float) -> None:
         same(gradients[name], tensor)
     same(got["o"][0], [0, 0, 0])
     assert float(got["l"][0]) == -INF
+
+
+@pytest.mark.parametrize("large", [0, reference_ops.LARGE_PRODUCT])
+def test_kept_nan_is_seen_in_the_rows_that_keep_it(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_ops, "LARGE_PRODUCT", large)
+    text = "kernel f(w[i,j], v[j,e]) -> o[i,e]:\n    mask j <= i\n    o = sum[j](w * v)\n"
+    v = torch.tensor([[1.0, 1.0], [NAN, 1.0]], dtype=torch.float64)
+    same(run(text, {"w": torch.zeros(2, 2, dtype=torch.float64), "v": v})["o"], [[0, 0], [NAN, 0]])
 
 
 def test_masked_value_is_0_as_an_output_and_when_read() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from weft import dsl
-from weft.dsl import diagnostics
+from weft.dsl import diagnostics, syntax
+from weft.dsl.build import parser
 
 CASES = Path(__file__).with_name("messages.txt")
 
@@ -54,6 +55,12 @@ def test_every_class_says_how_to_mend() -> None:
 def test_parser_internals_do_not_leak() -> None:
     for _, _, message in cases():
         assert not any(word in message for word in ("__", "ANON", "_NEWLINE", "_INDENT", "_DEDENT", "$END", "RPAR", "Token("))
+
+
+def test_every_terminal_has_a_readable_name() -> None:
+    terminals = {terminal.name for terminal in parser().terminals} - {"COMMENT", "BLANK"}
+    assert terminals <= set(syntax.TERMINALS)
+    assert not any("ANON" in name or name.startswith("__") for name in terminals)
 
 
 def test_a_single_mistake_is_raised_as_itself() -> None:

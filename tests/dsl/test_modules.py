@@ -7,7 +7,7 @@ import pytest
 from weft import dsl
 from weft.dsl import diagnostics as d
 from weft.dsl import guard
-from weft.dsl.load import PRELUDE
+from weft.dsl.load import PRELUDE, beside
 
 HEAD = "kernel f(x[b,t], g[t]) -> y[b,t]:\n"
 
@@ -103,7 +103,7 @@ def test_modules_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "a.weft").write_text("use b.g\ndef f(x) = g(x)\n")
     (tmp_path / "b.weft").write_text("use a.f\ndef g(x) = f(x)\n")
     with pytest.raises(d.UseCycle) as caught:
-        dsl.parse("use a.f\n", search=dsl.load.beside(tmp_path))
+        dsl.parse("use a.f\n", search=beside(tmp_path))
     assert caught.value.message == "the module `a` uses itself, through `a` -> `b` -> `a`"
 
 
@@ -114,6 +114,17 @@ def test_a_broken_module_is_shown_at_its_use(tmp_path: Path) -> None:
         dsl.load_file(tmp_path / "spec.weft")
     assert caught.value.message == "the module `a` has a mistake: `y` in the macro `f` is not one of its parameters"
     assert caught.value.advice == f"mend {tmp_path / 'a.weft'}:1:12"
+
+
+def test_a_failed_use_is_reported_once() -> None:
+    with pytest.raises(d.UnknownMember):
+        dsl.parse(f"use masks.casual\ndef m(i, j) = casual(i, j)\n{HEAD}    mask casual(b, t)\n    y = x\n")
+
+
+def test_macros_of_one_name_in_two_files_do_not_meet() -> None:
+    module = "def twice(x) = f(x)\ndef f(x) = 2 * x\n"
+    spec = dsl.parse(f"use a.twice\ndef f(x) = twice(x) + 1\n{HEAD}    y = f(x)\n", search=lambda _: ("a.weft", module))
+    assert spec.kernels == dsl.parse(f"{HEAD}    y = 2 * x + 1\n").kernels
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.specs_sizes import SIZES, tiny
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from tests.specs_sizes import SIZES, tiny
 from weft.compiler import build, extents, ir, reference, sampling
 from weft.dsl import load_file, typed
 
@@ -56,8 +57,8 @@ def agree(
     """Asserts that a spec and ``oracle(**inputs)`` are the same function, forward and in every gradient.
 
     ``inputs`` default to ``draw(spec)``, and ``params`` to those of its tiny size. The oracle returns its outputs by
-    name, or the tensor of the first one; outputs that it leaves out are not compared. It has no gradient for ``constants``. Both sides start from leaves of
-    their own. Gradients are relative to one plus their largest entry.
+    name, or the tensor of the first one; outputs that it leaves out are not compared. It has no gradient for
+    ``constants``, and may change its inputs in place. Errors are relative to one plus the largest entry.
     """
     kernel = kernel_of(spec)
     tensors = dict(draw(spec, sizes=sizes, params=params) if inputs is None else inputs)

@@ -13,9 +13,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.peers.oracle import agree, draw
 from torch import Tensor
 from torch.nn.attention.flex_attention import and_masks, create_block_mask, create_mask, flex_attention
+
+from tests.peers.oracle import agree, draw
 
 masks = pytest.importorskip("attn_gym.masks", reason="attn-gym is not installed")
 mods = pytest.importorskip("attn_gym.mods", reason="attn-gym is not installed")

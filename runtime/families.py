@@ -1,0 +1,26 @@
+"""The variants that a kernel has in this process, and the lock under which they are made."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .variants import Chosen, Unfused, Variant
+
+
+class Families:
+    """Every variant of one kernel in this process, and the lock under which they are made."""
+
+    def __init__(self) -> None:
+        self.found: dict[Chosen, list[Variant | Unfused]] = {}
+        self._lock = threading.RLock()
+        self._owner = os.getpid()
+
+    @property
+    def lock(self) -> threading.RLock:
+        """A new one in a forked child: the parent's might be held by a thread that does not exist there."""
+        if self._owner != os.getpid():
+            self._lock, self._owner = threading.RLock(), os.getpid()
+        return self._lock

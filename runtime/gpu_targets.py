@@ -1,0 +1,203 @@
+"""Generated Triton compiled for GPUs that need not be there, and what can be read from the binaries.
+
+    for report in compile_for(module, spec, "sm_90", folder):
+        print(report)          # forward on sm_90: 168 registers, no spills, 48.0 KiB shared, 64 tensor-core instructions, 4 dots
+
+NVIDIA's tools come with Triton. Registers that do not fit are spilled to memory, which shows as stack bytes and as STL and LDL
+instructions; a binary with spills works, but slowly.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from ..codegen.source import Entry, Module, Specialization
+from .triton_loader import import_generated
+
+if TYPE_CHECKING:
+    from triton.backends.compiler import GPUTarget
+
+TargetName = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
+TARGETS: tuple[TargetName, ...] = get_args(TargetName)
+
+SHARED_LIMIT: dict[str, int] = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+"""Bytes of shared memory that one program can have: CUDA C++ Programming Guide, table of compute capabilities; CDNA3 ISA, LDS."""
+
+_POINTEES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1"}
+_NVIDIA_TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|IMMA|QGMMA|UTCQMMA)\b")
+_AMD_TENSOR_CORE = re.compile(r"\bv_s?mfma_")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """What the binary of one kernel needs of the GPU. ``spill_bytes`` is per thread; stores and loads are instructions."""
+
+    kernel: str
+    target: TargetName
+    registers: int
+    spill_bytes: int
+    spill_stores: int
+    spill_loads: int
+    shared_bytes: int
+    tensor_core_instructions: int
+    dots: int
+
+    @property
+    def spills(self) -> bool:
+        return self.spill_bytes > 0 or self.spill_stores > 0 or self.spill_loads > 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether a program finds the shared memory it needs."""
+        return self.shared_bytes <= SHARED_LIMIT[self.target]
+
+    def __str__(self) -> str:
+        spills = f"{self.spill_bytes} bytes spilled" if self.spills else "no spills"
+        return (
+            f"{self.kernel} on {self.target}: {self.registers} registers, {spills}, {self.shared_bytes / 1024:.1f} KiB shared, "
+            f"{self.tensor_core_instructions} tensor-core instructions, {self.dots} dots"
+        )
+
+
+def compile_for(
+    module: Module, spec: Specialization, target: TargetName, folder: Path, options: Mapping[str, int | bool] | None = None
+) -> list[KernelReport]:
+    """Compiles every kernel of a module for a target and reads the binaries. No GPU is needed.
+
+    Tensors are taken as a call gives them as a rule: 16-byte aligned, the last axis contiguous, other strides multiples of 16.
+    ``options`` override the constants and launch options of the file (``BLOCK_I``, ``num_warps`` ...).
+
+    Raises ``RuntimeError`` where Triton interprets, and what Triton raises for a kernel that it cannot compile.
+    """
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("Triton interprets in this process (TRITON_INTERPRET=1), and then cannot compile.")
+    generated = import_generated(module, folder)
+    dtypes = dict(spec.dtypes)
+    reports = []
+    for entry in module.entries:
+        function = getattr(generated, entry.name)
+        chosen = {**getattr(generated, f"{entry.name}_options"), **(options or {})}
+        reports.append(compile_kernel(function, entry, dtypes, chosen, target))
+    return reports
+
+
+def compile_kernel(
+    function: Any, entry: Entry, dtypes: Mapping[str, str], options: Mapping[str, int | bool], target: TargetName
+) -> KernelReport:
+    """One ``@triton.jit`` function of a generated file, compiled and read."""
+    import triton
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = _signature(function, entry, dtypes, options)
+    launch = {name: value for name, value in options.items() if name not in function.arg_names}
+    source = ASTSource(function, signature, constants, attributes)
+    compiled = triton.compile(source, target=_gpu_target(target), options=launch)
+    dots = compiled.asm["ttir"].count("tt.dot ")
+    if target == "gfx942":
+        return _read_amd(entry.name, target, compiled.asm["amdgcn"], dots)
+    return _read_nvidia(entry.name, target, compiled.asm["cubin"], compiled.metadata.shared, dots)
+
+
+def _gpu_target(target: TargetName) -> GPUTarget:
+    from triton.backends.compiler import GPUTarget
+
+    if target == "gfx942":
+        return GPUTarget("hip", "gfx942", 64)
+    return GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+
+
+def _signature(
+    function: Any, entry: Entry, dtypes: Mapping[str, str], options: Mapping[str, int | bool]
+) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[list[object]]]]:
+    """Types of the arguments, values of those that are compiled in, and what is known of the others."""
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[object]]] = {}
+    multiple_of_16: list[list[object]] = [["tt.divisibility", 16]]
+    contiguous = _last_strides(function.arg_names)
+    for position, (name, param) in enumerate(zip(function.arg_names, function.params, strict=True)):
+        if position < len(entry.buffers):
+            signature[name] = "*" + _POINTEES[dtypes[entry.buffers[position]]]
+            attributes[(position,)] = multiple_of_16
+        elif param.is_constexpr or name in contiguous:
+            signature[name] = "constexpr"
+            constants[name] = options[name] if param.is_constexpr else 1
+        elif param.annotation_type:
+            signature[name] = param.annotation_type
+        else:
+            signature[name] = "i32"
+            attributes[(position,)] = multiple_of_16
+    return signature, constants, attributes
+
+
+def _last_strides(names: list[str]) -> set[str]:
+    """The stride arguments of the last axis of every tensor: those of one tensor follow each other."""
+    last = {name.rpartition("_stride_")[0]: name for name in names if "_stride_" in name}
+    return set(last.values())
+
+
+def _read_nvidia(kernel: str, target: TargetName, cubin: bytes, shared: int, dots: int) -> KernelReport:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{kernel}.cubin"
+        path.write_bytes(cubin)
+        usage = _run_tool("cuobjdump", "--dump-resource-usage", str(path))
+        assembly = _run_tool("nvdisasm", "--print-code", str(path))
+    return KernelReport(
+        kernel=kernel,
+        target=target,
+        registers=_number(r"\bREG:(\d+)", usage),
+        spill_bytes=_number(r"\bSTACK:(\d+)", usage),
+        spill_stores=len(re.findall(r"\bSTL(?:\.\w+)*\b", assembly)),
+        spill_loads=len(re.findall(r"\bLDL(?:\.\w+)*\b", assembly)),
+        shared_bytes=shared,
+        tensor_core_instructions=len(_NVIDIA_TENSOR_CORE.findall(assembly)),
+        dots=dots,
+    )
+
+
+def _read_amd(kernel: str, target: TargetName, assembly: str, dots: int) -> KernelReport:
+    """AMD's assembler writes what a kernel needs into the metadata at the end of its text."""
+    return KernelReport(
+        kernel=kernel,
+        target=target,
+        registers=_number(r"\.vgpr_count:\s*(\d+)", assembly),
+        spill_bytes=_number(r"\.private_segment_fixed_size:\s*(\d+)", assembly),
+        spill_stores=len(re.findall(r"\bscratch_store_", assembly)),
+        spill_loads=len(re.findall(r"\bscratch_load_", assembly)),
+        shared_bytes=_number(r"\.group_segment_fixed_size:\s*(\d+)", assembly),
+        tensor_core_instructions=len(_AMD_TENSOR_CORE.findall(assembly)),
+        dots=dots,
+    )
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"{pattern!r} is not in the report of the binary: {text[:200]!r}")
+    return int(found.group(1))
+
+
+@cache
+def _tool(name: str) -> str:
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    if not path.exists():
+        raise RuntimeError(f"{name} is not in Triton's package at {path.parent}")
+    return str(path)
+
+
+def _run_tool(name: str, *arguments: str) -> str:
+    done = subprocess.run([_tool(name), *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{name} failed: {done.stderr.strip()}")
+    return done.stdout

@@ -1,0 +1,92 @@
+"""Mask intervals against brute force: outside a range nothing is kept, inside the full range everything is."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from tests.compiler.scalars import value
+
+import weft.dsl
+from weft.compiler import ir, masks
+from weft.compiler.algebra import substitute
+from weft.compiler.build import build
+from weft.compiler.canonicalise import canonicalise
+from weft.compiler.plan import index, origin
+
+MASKS = [
+    "j <= i",
+    "j < i",
+    "0 <= i - j < 5",
+    "abs(i - j) <= 3",
+    "j >= i - 4 and j <= i + 2",
+    "j <= i or j < 6",
+    "abs(i - j) <= 2 or j < 3",
+    "not (j > i)",
+    "i // 4 == j // 4",
+    "j // 3 <= i // 3",
+    "0 <= j - clamp(i - 3, 0, size(j) - 7) < 7",
+    "j % 3 == i % 3 and 0 <= j // 3 - clamp(i // 3 - 1, 0, (size(j) - i % 3 + 2) // 3 - 3) < 3",
+    "2 * j <= i",
+    "j <= min(i, 9)",
+    "j != i",
+    "abs(j - i) % 2 == 0 and j <= i",
+    "max(i, 4) >= j",
+    "i >= 8",
+]
+
+
+def _condition(text: str) -> ir.Node:
+    spec = f'"""Mask."""\n\nkernel k(x[i], y[j]) -> o[i]:\n    o = sum[j where {text}](x * y)\n'
+    outputs = canonicalise(build(weft.dsl.parse(spec).kernels[0]).outputs)
+    (sweep,) = [n for n in ir.topological(outputs.values()) if isinstance(n, ir.Reduce)]
+    assert sweep.where is not None
+    positions = {n: ir.pointwise("add", index(n.axis), origin(n.axis)) for n in ir.topological([sweep.where]) if isinstance(n, ir.Position)}
+    return substitute(sweep.where, dict(positions))
+
+
+@pytest.mark.parametrize("text", [m for m in MASKS if m != "i >= 8"])
+@pytest.mark.parametrize("swept", ["j", "i"])
+def test_ranges_hold_what_is_kept_and_full_ranges_are_full(text: str, swept: str) -> None:
+    condition = _condition(text)
+    rows = "i" if swept == "j" else "j"
+    bounds = masks.solve(condition, swept, frozenset([rows]))
+    test = masks.possible(condition, frozenset([rows, swept]))
+    rng = random.Random(text + swept)
+    for _ in range(40):
+        sizes = {"i": rng.randint(7, 24), "j": rng.randint(10, 24)}
+        origins = {"i": rng.choice([0, 0, 3, 11]), "j": rng.choice([0, 0, 2])}
+        start = rng.randrange(sizes[rows])
+        edges = {rows: (start, min(start + rng.randint(1, 6), sizes[rows]))}
+
+        def at(node: ir.Node | None, default: int, edges: dict[str, tuple[int, int]] = edges) -> int:
+            return default if node is None else value(node, {}, edges, sizes, origins)
+
+        low, high = at(bounds.start, 0), at(bounds.stop, sizes[swept])
+        full_low, full_high = at(bounds.full_start, 0), at(bounds.full_stop, sizes[swept])
+        for s in range(sizes[swept]):
+            kept = [bool(value(condition, {rows: r, swept: s}, {}, sizes, origins)) for r in range(*edges[rows])]
+            if any(kept):
+                assert low <= s < high, (text, sizes, origins, edges, s)
+            if bounds.solved and max(full_low, 0) <= s < min(full_high, sizes[swept]):
+                assert all(kept), (text, sizes, origins, edges, s)
+            if test is not None:
+                one = {**edges, swept: (s, s + 1)}
+                assert value(test, {}, one, sizes, origins) or not any(kept)
+
+
+@pytest.mark.parametrize("text", ["j <= i", "0 <= i - j < 5", "abs(i - j) <= 3", "j <= i or j < 6", "i // 4 == j // 4", "0 <= j - clamp(i - 3, 0, size(j) - 7) < 7"])
+def test_affine_masks_are_solved(text: str) -> None:
+    assert masks.solve(_condition(text), "j", frozenset("i")).solved
+
+
+@pytest.mark.parametrize("text", ["j % 3 == i % 3", "2 * j <= i", "j != i"])
+def test_what_is_not_affine_is_said_to_be_unknown(text: str) -> None:
+    assert not masks.solve(_condition(text), "j", frozenset("i")).solved
+
+
+def test_a_window_is_tight() -> None:
+    bounds = masks.solve(_condition("0 <= i - j < 5"), "j", frozenset("i"))
+    edges, sizes = {"i": (20, 24)}, {"i": 40, "j": 40}
+    found = [value(b, {}, edges, sizes, {}) for b in (bounds.start, bounds.stop, bounds.full_start, bounds.full_stop) if b is not None]
+    assert found == [16, 24, 19, 21]
