@@ -1,4 +1,4 @@
-"""The C functions that a generated file may carry: read from ``templates/functions.c``, only those that it uses.
+"""The templates of a C file, and the C functions that it may carry: of ``templates/functions.c`` only those that it uses.
 
 Each section of that file begins with a line ``//// name`` and defines that name; what it needs is found by looking for the
 names of other sections in it.
@@ -10,6 +10,10 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 @cache
@@ -39,3 +43,12 @@ def library(used: Iterable[str]) -> list[str]:
     for name in sorted(used):
         add(name)
     return [sections()[name] for name in order]
+
+
+@cache
+def template(name: str) -> jinja2.Template:
+    """A skeleton in ``templates``."""
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    return environment.from_string(resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8"))

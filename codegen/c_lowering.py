@@ -88,7 +88,7 @@ class Lowering:
         self.statements = inner_statements(kernel.body)
         self.loads = {s.node: s for s in self.statements if isinstance(s, Load)}
         self.defined = {s.node for s in self.statements if isinstance(s, Load | Contract | Fold)}
-        self.in_place = {s.local: s.buffer for s in self.statements if isinstance(s, Begin) and s.buffer is not None}
+        self.in_place: dict[ir.Node, str] = {s.local: s.buffer for s in self.statements if isinstance(s, Begin) and s.buffer is not None}
         factors = {n for s in self.statements if isinstance(s, Contract | Accumulate) for n in (s.lhs, s.rhs) if n is not None}
         for s in self.statements:
             if isinstance(s, Compute) and (s.node in factors or not self.is_index_only(s.node)):
@@ -135,8 +135,8 @@ class Lowering:
                     self.put_step(result, TileLoad(statement))
                 case Contract(node=node, lhs=lhs, rhs=rhs, over=over) if product := self.product(node, lhs, rhs, over, False, None):
                     self.put_step(result, product)
-                case Accumulate(op="sum", local=carried, lhs=lhs, rhs=ir.Node() as rhs, over=over, rescale=rescale) if product := self.product(
-                    carried, lhs, rhs, over, True, rescale
+                case Accumulate(op="sum", local=carried, lhs=lhs, rhs=ir.Node() as rhs, over=over, rescale=rescale) if (
+                    product := self.product(carried, lhs, rhs, over, True, rescale)
                 ):
                     self.put_step(result, product)
                 case _:

@@ -283,8 +283,7 @@ class Expressions:
                 x = real(x) if kind == "real" else whole_number(x)
                 return Shown(f"-{wrapped(x, SIGN)}", SIGN, dims, x.dtype)
             case ("and" | "or"), [x, y]:
-                sign, level = ("&", AND) if op == "and" else ("|", OR)
-                return _infix(sign, level, x, y, dims, "bool", right=level)
+                return connected(op, x, y, dims)
             case "not", [x]:
                 # A scalar may be a plain bool under the interpreter, and ~True is -2.
                 text = f"~{wrapped(x, SIGN)}" if dims else f"{wrapped(x, OR)} == 0"
@@ -396,6 +395,16 @@ class Expressions:
         half = self._repeated(x, times // 2)
         squared = replace(half, text=f"{self.helper('square')}({half.text})", level=ATOM)
         return squared if times % 2 == 0 else _infix("*", PRODUCT, squared, x, x.dims, x.dtype)
+
+
+def connected(op: str, x: Shown, y: Shown, dims: tuple[str, ...]) -> Shown:
+    """``x & y`` or ``x | y``; where one is a scalar, as a choice: Triton's interpreter spreads a flag over a tile as ints."""
+    if bool(x.dims) != bool(y.dims):
+        scalar, tile = (y, x) if x.dims else (x, y)
+        choice = (tile, literal(False)) if op == "and" else (literal(True), tile)
+        return replace(_call("tl.where", (scalar, *choice), dims), dtype="bool")
+    sign, level = ("&", AND) if op == "and" else ("|", OR)
+    return _infix(sign, level, x, y, dims, "bool", right=level)
 
 
 def _wider(x: Shown, y: Shown) -> str:

@@ -330,27 +330,38 @@ class KernelPrinter:
         return Shown(name, dims=shown.dims, dtype=shown.dtype)
 
     def _address(self, buffer: str, at: Mapping[str, Shown], dims: tuple[str, ...]) -> str:
-        terms = [self._names.pointer(buffer)]
+        """The pointers of a tile: first where the tile starts, then the offsets in it, which stay the same from tile to tile."""
+        names = self._names
+        start, inner = [names.pointer(buffer)], list[str]()
         fixed = self._fixed_axes(buffer)
         for axis in self._plan.buffers[buffer].axes:
+            stride = names.stride(buffer, axis)
             if axis in at:
                 index = at[axis]
-                if index.value == 0:
-                    continue
-                index = cast(index, "int64")
-            elif axis in self._kernel.tile_order:
-                index = self._show_offsets(axis)
-            elif axis in fixed:
+                if index.value != 0:
+                    index = cast(index, "int64")
+                    (inner if index.dims else start).append(f"{wrapped(spread(index, dims), PRODUCT)} * {stride}")
                 continue
-            else:
-                index = self._show_scalar(axis)
-            terms.append(f"{wrapped(spread(index, dims), PRODUCT)} * {self._names.stride(buffer, axis)}")
-        return " + ".join(terms)
+            if axis not in fixed and axis not in self._extents:
+                base = self._show_base(axis) if axis in self._kernel.tiled else self._show_scalar(axis)
+                start.append(f"{base.text} * {stride}")
+            if axis in self._kernel.tile_order:
+                inner.append(f"{spread(self._show_offsets(axis), dims).text} * {stride}")
+        if len(inner) < 2:
+            return " + ".join([*start, *inner])
+        return f"{' + '.join(start)} + ({' + '.join(inner)})" if len(start) > 1 else " + ".join([*start, *inner])
 
     def _fixed_axes(self, buffer: str) -> tuple[str, ...]:
-        """Grid axes at whose index every access takes the buffer: the pointer is moved there once."""
+        """Axes of the grid and of the rows at whose index every access takes the buffer: the pointer is moved there once."""
+        kernel = self._kernel
         addressed = {a for s in self._statements if isinstance(s, plans.Load) and s.buffer == buffer for a, _ in s.at}
-        return tuple(a for a in self._plan.buffers[buffer].axes if a in self._kernel.grid and a not in addressed)
+        looped = {s.axis for s in self._statements if isinstance(s, plans.Loop)}
+        fixed = [*kernel.grid, *([kernel.rows] if kernel.rows and kernel.rows not in looped else [])]
+        return tuple(a for a in self._plan.buffers[buffer].axes if a in fixed and a not in addressed)
+
+    def _show_base(self, axis: str) -> Shown:
+        """Where the tile starts on an axis, as int64, to be multiplied with strides."""
+        return Shown(self._reading("base", axis, self._names.base(axis)), dtype="int64")
 
     def _conditions(
         self, buffer: str, at: Mapping[str, Shown], checked: Sequence[str], dims: tuple[str, ...]
@@ -369,9 +380,17 @@ class KernelPrinter:
         return [c for c in (low, high) if c.value is not True]
 
     def _conjunction(self, conditions: Sequence[Shown], dims: tuple[str, ...]) -> str:
-        if len(conditions) == 1:
-            return spread(conditions[0], dims).text
-        return " & ".join(wrapped(spread(c, dims), AND) for c in conditions)
+        """All of the conditions, as a flag for a tile over ``dims``. Scalars come last."""
+        tiles = [c for c in conditions if c.dims]
+        if dims and not tiles:
+            tiles = [Shown(f"tl.full({self._shape(dims)}, True, tl.int1)", dims=dims, dtype="bool")]
+        scalars = [c for c in conditions if not c.dims]
+        parts = [spread(c, dims) for c in tiles]
+        both = " & ".join(wrapped(c, AND) for c in parts) if len(parts) > 1 else "".join(c.text for c in parts)
+        if not scalars:
+            return both
+        every = " & ".join(wrapped(c, AND) for c in scalars) if len(scalars) > 1 else scalars[0].text
+        return f"tl.where({every}, {both}, False)" if parts else every
 
     # Tiles ----------------------------------------------------------------------------------------------------
 
@@ -707,7 +726,7 @@ class KernelPrinter:
                 self._emit(f"    {line}")
         self._depth -= 1
         self._lines += lines
-        self._read |= {r for r in read if r[1] != axis or r[0] not in ("index", "offsets", "inside", "stop")}
+        self._read |= {r for r in read if r[1] != axis or r[0] not in ("base", "index", "inside", "stop")}
 
     @contextmanager
     def _inner_lines(self) -> Iterator[tuple[list[str], set[tuple[str, str]]]]:
@@ -719,18 +738,14 @@ class KernelPrinter:
         self._lines, self._read = lines, read
 
     def _definitions(self, axis: str, read: set[tuple[str, str]]) -> list[str]:
-        """What a tile along an axis needs of its indices, edges and extent, in order."""
+        """What a tile along an axis needs of its indices, edges and extent, in order; offsets in the tile are not among them."""
         names = self._names
         lines = []
-        if axis in self._extents:
-            index = f"tl.arange(0, {self._span(axis)})"
-        else:
-            index = f"{names.start(axis)} + tl.arange(0, {self._span(axis)})"
+        if ("base", axis) in read:
+            lines.append(f"{names.base(axis)} = tl.cast({names.start(axis)}, tl.int64)")
         if ("index", axis) in read or ("inside", axis) in read:
-            lines.append(f"{names.index(axis)} = {index}")
-            index = names.index(axis)
-        if ("offsets", axis) in read:
-            lines.append(f"{names.offsets(axis)} = {index if index.isidentifier() or axis in self._extents else f'({index})'}.to(tl.int64)")
+            first = "" if axis in self._extents else f"{names.start(axis)} + "
+            lines.append(f"{names.index(axis)} = {first}tl.arange(0, {self._span(axis)})")
         if ("inside", axis) in read:
             lines.append(f"{names.inside(axis)} = {names.index(axis)} < {self._show_size(axis).text}")
         if ("stop", axis) in read:
@@ -770,9 +785,12 @@ class KernelPrinter:
         for buffer in self._buffers():
             fixed = self._fixed_axes(buffer)
             if fixed:
-                terms = [f"{self._show_scalar(a).text} * {names.stride(buffer, a)}" for a in fixed]
+                starts = [(self._show_base(a) if a == kernel.rows else self._show_scalar(a), a) for a in fixed]
+                terms = [f"{start.text} * {names.stride(buffer, a)}" for start, a in starts]
                 pointers.append(f"{names.pointer(buffer)} += {' + '.join(terms)}")
         tiles = [line for axis in self._framed_axes() for line in self._definitions(axis, self._read)]
+        for axis in self._all_read("offsets"):
+            tiles.append(f"{names.offsets(axis)} = tl.arange(0, {self._span(axis)}).to(tl.int64)")
         rest = names.get("program", "program")
         decoded = []
         if kernel.rows is not None:

@@ -30,8 +30,12 @@ class KernelNames:
         return self.get(f"{axis}_index", "index", axis)
 
     def offsets(self, axis: str) -> str:
-        """The same as int64, to be multiplied with strides."""
+        """Offsets in a tile along an axis, from 0 and as int64, to be multiplied with strides."""
         return self.get(f"{axis}_offsets", "offsets", axis)
+
+    def base(self, axis: str) -> str:
+        """Where the tile starts, as int64."""
+        return self.get(f"{axis}_base", "base", axis)
 
     def inside(self, axis: str) -> str:
         return self.get(f"{axis}_inside", "inside", axis)

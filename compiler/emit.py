@@ -35,7 +35,7 @@ from .plan import (
     local,
     origin,
 )
-from .structure import scatter_axis
+from .structure import operand_axes, scatter_axis
 from .tasks import Group, NotFused, pick_tiled
 
 if TYPE_CHECKING:
@@ -230,6 +230,8 @@ class KernelBuilder:
         return {n for part in (s.x, *conjuncts(s.where)) for n in ir.topological([part]) if n in waiting}
 
     def _law(self, s: ir.Reduce, unknown: set[ir.Node]) -> Law | None:
+        if s.where is not None and any(n in unknown for n in ir.topological([s.where])):
+            return None
         return find_law(s.x, unknown, frozenset(s.over))
 
     def _fresh(self, name: str, axes: Iterable[str], kind: ir.Kind = "real") -> Local:
@@ -390,14 +392,13 @@ class KernelBuilder:
         self._prepare([bounds.start, bounds.stop, bounds.full_start, bounds.full_stop])
         if not bounds.solved:
             tiles = frozenset({axis, *([self.rows] if self.rows else [])})
-            skip = None
-            tests = [masks.possible(r.condition, tiles) for r in running]
-            if all(t is not None for t in tests):
+            tests = list(dict.fromkeys(masks.possible(r.condition, tiles) for r in running))
+            worthwhile: ir.Node | None = None
+            if None not in tests:
                 for t in tests:
-                    skip_one = ir.pointwise("not", t)  # type: ignore[arg-type]
-                    skip = skip_one if skip is None or skip is skip_one else ir.pointwise("and", skip, skip_one)
-                self._prepare_scalars(skip)
-            self._loop(axis, start, stop, running, full=False, note="tiles with a mask", skip=skip)
+                    assert t is not None
+                    worthwhile = t if worthwhile is None else ir.pointwise("or", worthwhile, t)
+            self._loop(axis, start, stop, running, full=False, note="tiles with a mask", worthwhile=worthwhile)
             return
         full_low = masks.int_op("max", bounds.full_start, ir.const(0)) if bounds.full_start is not None else start
         full_high = masks.int_op("min", bounds.full_stop, ir.size(axis)) if bounds.full_stop is not None else ir.size(axis)
@@ -431,16 +432,23 @@ class KernelBuilder:
         """Loads that a bound needs: scalars, obtained before the loop."""
         if node is None:
             return
-        for n in ir.topological([node]):
-            if isinstance(n, ir.Input | ir.Read):
-                self._emit(n)
+        if isinstance(node, ir.Input | ir.Read | ir.Reduce):
+            self._emit(node)
+            return
+        for child in ir.children(node):
+            self._prepare_scalars(child)
 
     def _loop(
-        self, axis: str, start: ir.Node, stop: ir.Node, running: list[Running], *, full: bool, note: str, skip: ir.Node | None = None
+        self, axis: str, start: ir.Node, stop: ir.Node, running: list[Running], *, full: bool, note: str, worthwhile: ir.Node | None = None
     ) -> None:
-        scope = Scope(frozenset([axis]))
+        """One loop over tiles; ``worthwhile``: a test, before anything else is done for a tile, whether it holds a kept element."""
+        outer = scope = Scope(frozenset([axis]))
         self.scopes.append(scope)
         self.ragged = () if full else (axis,)
+        if worthwhile is not None:
+            self._prepare_scalars(worthwhile)
+            scope = Scope(frozenset([axis]))
+            self.scopes.append(scope)
         weights: dict[int, ir.Node] = {}
         for p in {id(r.pivot): r.pivot for r in running if r.pivot is not None}.values():
             over = tuple(a for a in next(r.over for r in running if r.pivot is p) if a in self.block)
@@ -455,8 +463,12 @@ class KernelBuilder:
         for r in running:
             self._accumulate(r, axis, full, weights)
         self.scopes.pop()
+        if worthwhile is not None:
+            self.scopes.pop()
+            once = ir.pointwise("where", worthwhile, ir.const(1), ir.const(0))
+            outer.statements.append(Loop("once", None, ir.const(0), once, tuple(scope.statements), "if the tile holds a kept element"))
         self.ragged = ()
-        self.scopes[-1].statements.append(Loop(axis, self.block[axis], start, stop, tuple(scope.statements), note, skip))
+        self.scopes[-1].statements.append(Loop(axis, self.block[axis], start, stop, tuple(outer.statements), note))
 
     ragged: tuple[str, ...] = ()
 
@@ -579,8 +591,11 @@ class KernelBuilder:
         return substitute(node, replacement)
 
     def _place(self, node: ir.Node) -> Scope:
+        axes = set(node.axes)
+        if isinstance(node, ir.Reduce):
+            axes.update(operand_axes(node))
         for scope in reversed(self.scopes):
-            if scope.axes & set(node.axes):
+            if scope.axes & axes:
                 return scope
         return self.scopes[0]
 

@@ -103,7 +103,7 @@ def interval(node: ir.Node, tiles: frozenset[str]) -> Interval | None:
             most = int_op("max", int_op("sub", zero, x.low), x.high)
             return Interval(least, most)
         case _:
-            return None
+            return summary(node, tiles)
 
 
 def comparison(condition: ir.Node) -> list[ir.Node]:
@@ -212,9 +212,21 @@ def hull(a: Range, b: Range) -> Range:
 
 
 def possible(condition: ir.Node | None, tiles: frozenset[str]) -> ir.Node | None:
-    """A scalar test: False only if no element of the tile is kept. None where nothing can be said."""
+    """A scalar test: False only if no element of the tile is kept. None where nothing can be said.
+
+    Data (document ids, boolean keeps) enters by its minimum and maximum, or by whether any is true, over the tile: folds that the
+    kernel computes once for a tile of rows and once for each tile of the sweep.
+    """
     tests = [t for part in conjuncts(condition) if (t := _possible_one(part, tiles)) is not None]
     return _join("and", tests)
+
+
+def summary(node: ir.Node, tiles: frozenset[str]) -> Interval | None:
+    """The least and greatest value of an int read from memory along one tiled axis."""
+    mine = tiles & set(node.axes)
+    if len(mine) != 1 or not isinstance(node, ir.Input | ir.Read) or node.kind != "int":
+        return None
+    return Interval(ir.reduce("min", mine, node), ir.reduce("max", mine, node))
 
 
 def _possible_one(condition: ir.Node, tiles: frozenset[str]) -> ir.Node | None:
@@ -224,6 +236,8 @@ def _possible_one(condition: ir.Node, tiles: frozenset[str]) -> ir.Node | None:
         case ir.Pointwise(op="or", args=(a, b)):
             left, right = possible(a, tiles), possible(b, tiles)
             return None if left is None or right is None else ir.pointwise("or", left, right)
+        case ir.Input() | ir.Read() if len(tiles & set(condition.axes)) == 1:
+            return ir.reduce("any", tiles & set(condition.axes), condition)
     tests: list[ir.Node] = []
     for half in comparison(condition):
         bounds = interval(half, tiles)

@@ -181,7 +181,8 @@ class Planner:
         match node:
             case ir.Reduce() if self.structure.is_sweep(node):
                 kept = frozenset(node.axes) - self.structure.whole
-                if kept != task.kept and not (kept < task.kept and _is_plain(node)):
+                clash = task.kept & set(node.over)
+                if clash or (kept != task.kept and not (kept < task.kept and _is_plain(node))):
                     self._need(node, task)
                     return
                 if node not in task.sweeps:

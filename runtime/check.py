@@ -181,11 +181,12 @@ class _Run:
 
     def shrink(self, case: Case, dtype: str, kinds: set[FailureKind]) -> Case:
         """The simplest case found in the time given that fails in one of the same ways."""
+        features = [a for a, role in shapes.roles(self.kernel.graph).items() if role == "feature"]
         deadline = time.perf_counter() + self.settings.shrink_seconds
         smaller = True
         while smaller:
             smaller = False
-            for candidate in shapes.smaller_cases(case):
+            for candidate in shapes.smaller_cases(case, features):
                 if time.perf_counter() > deadline:
                     return case
                 if self.fails(candidate, dtype, kinds):

@@ -25,8 +25,9 @@ ROUNDED = frozenset(
 class Nudged(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, results of floating arithmetic are off by a relative ``NUDGE`` times a normal number."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, sign: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._size = sign * NUDGE
         self._generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(
@@ -35,7 +36,7 @@ class Nudged(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.is_floating_point() and func.overloadpacket.__name__ in ROUNDED:
             factor = torch.randn(result.shape, generator=self._generator, dtype=result.dtype)
-            return result * factor.mul_(NUDGE).add_(1)
+            return result * factor.mul_(self._size).add_(1)
         return result
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -105,9 +105,9 @@ class Limits:
 
 
 FULL = Limits()
-QUICK = Limits(tiles=(32, 16, 8, 4), features=(3, 8, 16, 17), batch=(1, 2), work=150_000, palettes=2)
-INTERPRETED = Limits(tiles=(16, 8, 4), features=(3, 8, 16), batch=(1, 2), work=25_000, palettes=2)
-"""For backends that take a second for a few tiles."""
+QUICK = Limits(features=(3, 8, 16, 17), batch=(1, 2), work=400_000, palettes=2)
+INTERPRETED = Limits(features=(3, 8, 16), batch=(1, 2), work=100_000, palettes=2)
+"""For Triton's interpreter, which takes milliseconds for each operation on a tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +162,14 @@ def roles(graph: ir.Graph) -> dict[str, Role]:
     """What every drawn axis is for."""
     swept, positioned, summed = _uses(graph)
     ranked = [t.dims for t in graph.kernel.inputs if len(t.dims) >= 2]
-    last = {dims[-1][0] for dims in ranked if len(dims[-1]) == 1}
-    before_last = {dims[-2][0] for dims in ranked if len(dims[-2]) == 1} - {a for dims in ranked for dim in dims[:-2] for a in dim}
+    last = {a for dims in ranked for a in dims[-1]}
+    leading = {a for dims in ranked for dim in dims[:-2] for a in dim}
+    before_last = {dims[-2][0] for dims in ranked if len(dims[-2]) == 1} - leading
+    compared = {a for pair in compared_pairs(graph) for a in pair}
+    swept |= compared | {a for a, b in read_ties(graph) if b in compared}
     found: dict[str, Role] = {}
     for axis in drawn_axes(graph.kernel):
-        if axis in swept or (axis in positioned and not (axis in last and axis in summed)):
+        if axis in swept or (axis in positioned and axis not in leading and not (axis in last and axis in summed)):
             found[axis] = "sequence"
         elif axis in last:
             found[axis] = "feature"
@@ -450,24 +453,29 @@ def differentiable_inputs(kernel: typed.Kernel) -> list[str]:
 # Shrinking --------------------------------------------------------------------------------------------------------
 
 
-def smaller_cases(case: Case) -> Iterator[Case]:
-    """Cases one step simpler: an axis halved or one less, plain inputs, plain values, no origin, small params."""
+def smaller_cases(case: Case, compiled_in: Collection[str] = ()) -> Iterator[Case]:
+    """Cases one step simpler: an axis halved or one less, plain inputs, plain values, an origin halved, fewer gradients.
+
+    Axes that are ``compiled_in`` come last: each of their extents costs a compilation.
+    """
     plain = Case(case.sizes)
     if case.layout != plain.layout:
         yield replace(case, layout=plain.layout)
     if case.values != plain.values:
         yield replace(case, values=plain.values)
-    for axis, extent in sorted(case.sizes.items(), key=lambda item: -item[1]):
-        for less in dict.fromkeys((1, (extent + 1) // 2, extent - 1)):
-            if 1 <= less < extent:
-                yield _resized(case, axis, less)
+    yield from _resized(case, [a for a in case.sizes if a not in compiled_in])
     for axis, start in case.origin.items():
         if start > 0:
             yield replace(case, origin={**case.origin, axis: start // 2})
     if case.wrt is not None and len(case.wrt) > 1:
         yield from (replace(case, wrt=(name,)) for name in case.wrt)
+    yield from _resized(case, [a for a in case.sizes if a in compiled_in])
 
 
-def _resized(case: Case, axis: str, extent: int) -> Case:
-    """A case with another extent; an origin that placed queries at the end of the keys moves with them."""
-    return replace(case, sizes={**case.sizes, axis: extent})
+def _resized(case: Case, axes: Iterable[str]) -> Iterator[Case]:
+    """Cases with one of the axes smaller, the longest first."""
+    for axis in sorted(axes, key=lambda a: -case.sizes[a]):
+        extent = case.sizes[axis]
+        for less in dict.fromkeys((1, (extent + 1) // 2, extent - 1)):
+            if 1 <= less < extent:
+                yield replace(case, sizes={**case.sizes, axis: less})

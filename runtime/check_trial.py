@@ -199,10 +199,15 @@ class Trial:
 
     @cached_property
     def noise(self) -> dict[str, judge.Floor]:
-        """How much each quantity amplifies rounding errors."""
-        with Nudged(self.case.seed):
-            moved = dict(self.reference(self.inputs, torch.float64).items())
-        return {q: judge.Floor(*amplification(value, moved[q])) for q, value in self.exact.items()}
+        """How much each quantity amplifies rounding errors: the most that two nudges, opposite in sign, show of it."""
+        found = dict.fromkeys(dict(self.exact.items()), judge.Floor(0.0, 0.0))
+        for sign in (1, -1):
+            with Nudged(self.case.seed, sign):
+                moved = dict(self.reference(self.inputs, torch.float64).items())
+            for quantity, value in self.exact.items():
+                rms, largest = amplification(value, moved[quantity])
+                found[quantity] = judge.Floor(max(rms, found[quantity].rms), max(largest, found[quantity].max))
+        return found
 
     def repeated(self, first: Values) -> list[Failure]:
         """The same call again gives the same bits."""

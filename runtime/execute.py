@@ -29,6 +29,7 @@ def execute(call: Call, tracing: bool = False) -> list[Tensor]:
     ``tracing``: a compiler is recording, so what runs as PyTorch is one operator instead of its many.
     """
     refuse_transforms(call.kernel.name, call.inputs.values())
+    tracing = tracing or operators.is_recording(call.inputs.values())
     call = cast_operands(call)
     variant = _choose(call)
     if isinstance(variant, Unfused):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -15,11 +16,10 @@ from typing import Any
 SUFFIX = ".weft"
 
 
-class SpecFinder:
+class SpecFinder(MetaPathFinder):
     """A finder of ``sys.meta_path``, behind Python's own."""
 
-    @staticmethod
-    def find_spec(fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         name = fullname.rpartition(".")[2]
         for folder in sys.path if path is None else path:
             file = Path(folder or ".") / f"{name}{SUFFIX}"
@@ -28,7 +28,7 @@ class SpecFinder:
         return None
 
 
-class SpecLoader:
+class SpecLoader(Loader):
     """Makes the kernel of one file; see ``load.only_kernel`` for which one."""
 
     def __init__(self, file: Path) -> None:
@@ -45,5 +45,5 @@ class SpecLoader:
 
 def install() -> None:
     """Adds the finder, once."""
-    if not any(finder is SpecFinder for finder in sys.meta_path):
-        sys.meta_path.append(SpecFinder)
+    if not any(isinstance(finder, SpecFinder) for finder in sys.meta_path):
+        sys.meta_path.append(SpecFinder())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ..compiler.extents import show_dims
 from ..dsl import typed
 from . import arguments, errors, pickling
 from .arguments import Bound, Call, Number
@@ -73,7 +74,7 @@ class Kernel:
         self.key = f"{head.name}_{digest(head.identity, compiler_digest())[:16]}"
         self._head = head
         self._bound: dict[tuple[object, ...], Bound] = {}
-        self._tuple = namedtuple(f"{head.name}_outputs", head.outputs, rename=True) if len(head.outputs) > 1 else None  # noqa: PYI024
+        self._tuple = namedtuple(f"{head.name}_outputs", head.outputs, rename=True) if len(head.outputs) > 1 else None
         KERNELS[self.key] = self
 
     @property
@@ -247,4 +248,4 @@ def show_tensor(tensor: typed.Tensor) -> str:
     """A tensor as it is declared: ``bias[n]: float32 = 0``."""
     dtype = f": {tensor.dtype}" if tensor.dtype else ""
     default = f" = {tensor.default}" if tensor.default is not None else ""
-    return f"{tensor.name}{arguments.axis_extents.show_dims(tensor.dims)}{dtype}{default}"
+    return f"{tensor.name}{show_dims(tensor.dims)}{dtype}{default}"

@@ -123,11 +123,8 @@ def _parse(text: str, filename: str, folder: Path | None, key: str) -> tuple[Spe
 
     spec = parse(text, filename, search)
     headers = tuple(header(kernel, spec) for kernel in spec.kernels)
-    try:
-        stored = tuple(asked.items()), tuple(tuple(head) for head in headers), pickling.dump(spec)
-        disk_cache().write("parsed", key, pickling.dump(stored))
-    except RecursionError:  # nested deeper than can be stored: parsed again next time
-        pass
+    stored = tuple(asked.items()), tuple(tuple(head) for head in headers), pickling.dump(spec)
+    disk_cache().write("parsed", key, pickling.dump(stored))
     return SpecFile(filename, spec), headers
 
 

@@ -12,21 +12,22 @@ that has loaded the kernel. Transforms that would be silently wrong raise (see `
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..compiler import extents as axis_extents
 from . import reference, transforms
-from .arguments import TORCH_DTYPES, Bound, Call, axis_extents, promoted_dtype
+from .arguments import TORCH_DTYPES, Bound, Call, promoted_dtype
 from .registry import KERNELS, VARIANTS
 
 if TYPE_CHECKING:
     from .variants import Variant
 
-_library = torch.library.Library("weft", "DEF")
+_library: Any = torch.library.Library("weft", "DEF")  # type: ignore[no-untyped-call]
 _library.define("forward(str variant, Tensor[] tensors, float[] params, SymInt[] extents, SymInt[] origin) -> Tensor[]")
 _library.define(
     "backward(str variant, Tensor[] tensors, Tensor[] saved, Tensor?[] cotangents, bool[] wanted, float[] params, SymInt[] extents, "
@@ -52,8 +53,8 @@ def fused_operator(call: Call, variant: Variant, tensors: list[Tensor]) -> list[
     origin = [call.origin.get(a, 0) for a in variant.axes]
     if not _nothing_watches(tensors):
         values: Sequence[Tensor] = _ops.forward.default(variant.key, tensors, params, extents, origin)
-    elif torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
-        values = _Forward.apply(variant.key, variant.forward, params, extents, origin, *tensors)
+    elif torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        values = _Forward.apply(variant.key, variant.forward, params, extents, origin, *tensors)  # type: ignore[no-untyped-call]
     else:
         values = variant.forward(tensors, params, extents, origin)
     return list(values[: variant.output_count])
@@ -66,8 +67,13 @@ def _nothing_watches(tensors: Sequence[Tensor]) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
         and torch.autograd.forward_ad._current_level < 0
-        and all([type(t) in _PLAIN for t in tensors])
+        and all(type(t) in _PLAIN for t in tensors)
     )
+
+
+def is_recording(tensors: Iterable[Tensor]) -> bool:
+    """Whether operators are watched by a mode, or tensors may have no numbers to decide anything by."""
+    return torch._C._len_torch_dispatch_stack() > 0 or any(type(t) not in _PLAIN for t in tensors)
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
@@ -84,7 +90,8 @@ def _forward_fake(variant: str, tensors: list[Tensor], params: list[float], exte
 def _forward_autograd(variant: str, tensors: list[Tensor], params: list[float], extents: list[int], origin: list[int]) -> list[Tensor]:
     transforms.refuse_tangents(VARIANTS[variant].kernel.name, tensors)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return list(_Forward.apply(variant, partial(_below_autograd, variant), params, extents, origin, *tensors))
+        run = partial(_below_autograd, variant)
+        return list(_Forward.apply(variant, run, params, extents, origin, *tensors))  # type: ignore[no-untyped-call]
     return _below_autograd(variant, tensors, params, extents, origin)
 
 
@@ -227,7 +234,7 @@ def _output_shapes(call: Call) -> Any:
 def _reference_autograd(settings: str, tensors: list[Tensor]) -> list[Tensor]:
     transforms.refuse_tangents(KERNELS[json.loads(settings)["kernel"]].name, tensors)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return list(_Reference.apply(settings, *tensors))
+        return list(_Reference.apply(settings, *tensors))  # type: ignore[no-untyped-call]
     with torch._C._AutoDispatchBelowAutograd():
         values: list[Tensor] = _ops.reference.default(settings, tensors)
     return values
@@ -360,6 +367,7 @@ def _register() -> None:
         _library.impl(name, autograd, "Autograd")
         torch.library.register_fake(f"weft::{name}", fake, lib=_library)
     _library.impl("call", _call, "CompositeImplicitAutograd")
+    _library.impl("call", transforms.refuse_batch, "FuncTorchBatched")
 
 
 _register()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import NotSupported
+from .registry import KERNELS
 
 
 def refuse_transforms(kernel: str, tensors: Iterable[Tensor]) -> None:
@@ -39,10 +40,15 @@ def refuse_tangents(kernel: str, tensors: Iterable[Tensor]) -> None:
         raise NotSupported(kernel, "forward-mode derivatives of a kernel are", _REVERSE)
 
 
+def refuse_batch(key: str, *_: Any) -> Any:
+    """What vmap inside a recorded graph comes to."""
+    raise NotSupported(KERNELS[key].name, "torch.func.vmap over a kernel is", _MENDS["vmap"])
+
+
 def once_differentiable(kernel: str, gradients: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
     """The gradients, such that differentiating them raises. ``sources`` are what they were computed from."""
     if torch.is_grad_enabled() and gradients and any(t.requires_grad for t in sources):
-        return list(_NoSecondDerivative.apply(kernel, len(gradients), *gradients, *sources))
+        return list(_NoSecondDerivative.apply(kernel, len(gradients), *gradients, *sources))  # type: ignore[no-untyped-call]
     return list(gradients)
 
 
@@ -51,7 +57,7 @@ def guarded(kernel: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     wanted = [name for name, t in tensors.items() if t.requires_grad]
     if not wanted or not torch.is_grad_enabled():
         return tensors
-    values: tuple[Tensor, ...] = _Guard.apply(kernel, *(tensors[name] for name in wanted))
+    values: tuple[Tensor, ...] = _Guard.apply(kernel, *(tensors[name] for name in wanted))  # type: ignore[no-untyped-call]
     return {**tensors, **dict(zip(wanted, values, strict=True))}
 
 

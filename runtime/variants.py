@@ -6,6 +6,7 @@ A variant is found in the process, else restored from the disk cache without the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -195,10 +196,8 @@ def _stored(kernel: Kernel, kind: str, *parts: object) -> Any:
 
 
 def _store(kernel: Kernel, value: object, kind: str, *parts: object) -> None:
-    try:
+    with suppress(RecursionError):  # nested deeper than can be stored: made again next time
         disk_cache().write("variants", cache_key(kernel, kind, *parts), pickling.dump(value))
-    except RecursionError:  # nested deeper than can be stored: made again next time
-        pass
 
 
 class Variant:

@@ -16,18 +16,20 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 
-__all__ = sorted(path.stem for path in FOLDER.glob("*.weft"))  # pyright: ignore[reportUnsupportedDunderAll]
+_NAMES = sorted(path.stem for path in FOLDER.glob("*.weft"))
+
+__all__ = _NAMES  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Kernel:
-    if name not in __all__:
+    if name not in _NAMES:
         from ..dsl.names import closest
 
-        raise AttributeError(f"weft.specs has no spec {name!r}. {closest(name, __all__)}`weft list` shows them.")
+        raise AttributeError(f"weft.specs has no spec {name!r}. {closest(name, _NAMES)}`weft list` shows them.")
     from importlib import import_module
 
     return import_module(f"{__name__}.{name}")  # type: ignore[return-value]  # the import hook gives the kernel
 
 
 def __dir__() -> list[str]:
-    return list(__all__)
+    return _NAMES

@@ -18,8 +18,8 @@ from .runtime.load import Namespace, load, loads
 from .runtime.version import __version__
 
 if TYPE_CHECKING:
-    from .runtime.generated import build
     from .runtime.check import check_kernel as check
+    from .runtime.generated import build
 
 __all__ = ["Kernel", "Namespace", "__version__", "build", "check", "errors", "load", "loads"]
 

@@ -11,7 +11,7 @@ static inline float power_of_two(int n)
 static inline float exponential(float x)
 {
     const float n = rintf(x * 1.44269504f);
-    const float r = fmaf(n, 1.42860677e-6f, fmaf(n, -0.693148613f, x));
+    const float r = fmaf(n, 1.90465421e-9f, fmaf(n, -0.693147182f, x));
     const float tail = fmaf(fmaf(fmaf(fmaf(1.39517116e-3f, r, 8.36959947e-3f), r, 4.16661873e-2f), r, 0.166665122f), r, 0.5f);
     const float fraction = fmaf(r * r, tail, r) + 1.0f;
     float result = (fraction + fraction) * power_of_two((int)n - 1);

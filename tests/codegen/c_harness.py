@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from tests.codegen.sample_plans import specialization
 
+from tests.codegen.sample_plans import specialization
 from weft.codegen.print_c import print_c
 from weft.compiler.plan import Plan
 from weft.runtime.c_compiler import compile_c, load
@@ -24,7 +24,9 @@ DTYPES = {
 class CPlan:
     """A compiled plan. Calling it with tensors by buffer name gives every tensor of the plan; missing ones are made, full of nan."""
 
-    def __init__(self, plan: Plan, dtype: str, extents: dict[str, int], params: dict[str, int | bool] | None = None, text: str = "") -> None:
+    def __init__(
+        self, plan: Plan, dtype: str, extents: dict[str, int], params: dict[str, int | bool] | None = None, text: str = ""
+    ) -> None:
         self.plan = plan
         self.spec = specialization(plan, dtype, extents, params)
         self.extents = extents

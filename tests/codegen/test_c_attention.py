@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from tests.codegen.c_harness import DTYPES, CPlan
 from tests.codegen.sample_plans import SPEC_TEXT, attention_backward, attention_backward_owner, attention_forward
 

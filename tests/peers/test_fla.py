@@ -24,8 +24,8 @@ PACKAGE = importlib.util.find_spec("fla")
 pytestmark = pytest.mark.skipif(PACKAGE is None, reason="fla-core is not installed")
 
 
-HELPERS = ("fla", "fla.ops", "fla.ops.utils", "fla.ops.utils.pooling")
-"""What the files import for packed sequences, which are not tested here: importing it takes long."""
+HELPERS = ("fla", "fla.ops", "fla.ops.utils", "fla.ops.utils.pooling", "fla.ops.titans", "fla.ops.titans.log_impl")
+"""What the files import for packed sequences and chunks, which are not tested here: importing it takes long."""
 
 
 def fla(path: str) -> Callable[..., Any]:

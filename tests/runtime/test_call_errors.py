@@ -26,9 +26,10 @@ kernel decay(x[b,t,c], g[b,t]) -> y[b,t,c]:
     S <- exp(g) * S + x
     y = S
 
-kernel blocks(x[(m n)], w[p]) -> y[m]:
-    param size_n: int
-    y = sum[n](x) * sum[p](w) * size_n
+kernel blocks(x[(m n)]) -> y[m]:
+    param inner: int
+    axis n = inner
+    y = sum[n](x)
 
 kernel half(x[n]: float16) -> y[n]:
     y = 2 * x
@@ -100,24 +101,33 @@ CASES: dict[str, Case] = {
         errors.SplitNotDivisible,
         "attend: dimension (g r) of 'q' has extent 3, which is not divisible by g=2 = 2. Pass a multiple of 2, or another extent for g=2.",
     ),
-    "undetermined split": (
-        lambda: blocks(torch.ones(6), torch.ones(2), size_n=1),
-        errors.UnsolvableSplit,
-        "blocks: dimension (m n) of 'x' does not determine the extents of 'm', 'n'. Pass sizes={'m': ...}, or declare 'axis m = ...' "
-        "in the spec.",
+    "split by a param": (
+        lambda: blocks(torch.ones(7), inner=2),
+        errors.SplitNotDivisible,
+        "blocks: dimension (m n) of 'x' has extent 7, which is not divisible by n=2 = 2. Pass a multiple of 2, or another extent for n=2.",
+    ),
+    "negative axis": (
+        lambda: blocks(torch.ones(6), inner=-2),
+        errors.NegativeExtent,
+        "blocks: 'axis n' has the extent -2, which is negative. Change what it is computed from (inner).",
     ),
     "unknown size": (
-        lambda: blocks(torch.ones(6), torch.ones(2), size_n=1, sizes={"z": 2}),
+        lambda: blocks(torch.ones(6), inner=2, sizes={"z": 2}),
         errors.UnknownAxis,
-        "blocks: there is no axis 'z'. The axes are m, n, p.",
+        "blocks: there is no axis 'z'. The axes are m, n.",
     ),
     "bad size": (
-        lambda: blocks(torch.ones(6), torch.ones(2), size_n=1, sizes={"m": 1.5}),
+        lambda: blocks(torch.ones(6), inner=2, sizes={"n": 1.5}),
         errors.BadExtent,
-        "blocks: the extent of axis 'm' must be an int of at least 0, not 1.5. Pass another size.",
+        "blocks: the extent of axis 'n' must be an int of at least 0, not 1.5. Pass another size.",
+    ),
+    "contradicting size": (
+        lambda: blocks(torch.ones(6), inner=2, sizes={"m": 2}),
+        errors.SplitMismatch,
+        "blocks: dimension (m n) of 'x' has extent 6 but m=2 * n=2 = 4. Pass a tensor whose extent there is 4.",
     ),
     "sizes is no dict": (
-        lambda: blocks(torch.ones(6), torch.ones(2), size_n=1, sizes=3),
+        lambda: blocks(torch.ones(6), inner=2, sizes=3),
         errors.BadOption,
         "blocks: sizes= takes a dict of axis names and ints, not int. Write sizes={'m': 4}.",
     ),
@@ -174,9 +184,9 @@ CASES: dict[str, Case] = {
         "torch._subclasses.FakeTensorMode.",
     ),
     "missing param": (
-        lambda: blocks(torch.ones(6), torch.ones(2)),
+        lambda: blocks(torch.ones(6)),
         errors.MissingParam,
-        "blocks: param 'size_n' is missing and has no default. Pass size_n=..., one int.",
+        "blocks: param 'inner' is missing and has no default. Pass inner=..., one int.",
     ),
     "wrong param": (
         lambda: attend(q(), k(), v(), keep(), window=2.5),
@@ -243,7 +253,7 @@ CASES: dict[str, Case] = {
     "initial value of another shape": (
         lambda: decay(torch.ones(1, 3, 2), torch.ones(1, 3), initial={"S": torch.ones(1, 5)}),
         errors.WrongShape,
-        "decay: the initial value of state 'S' has shape [1, 5] but [b,c] is [1, 2]. Pass a tensor of that shape.",
+        "decay: the initial value of state 'S' has shape [1, 5] but b, c is [1, 2]. Pass a tensor of that shape.",
     ),
     "initial value of ints": (
         lambda: decay(torch.ones(1, 3, 2), torch.ones(1, 3), initial={"S": torch.ones(1, 2, dtype=torch.int32)}),
@@ -265,7 +275,8 @@ CASES: dict[str, Case] = {
     "strict reference": (
         lambda: attend(q(), k(), v(), keep(), strict=True, backend="reference"),
         errors.NotFused,
-        "attend: not all of it runs in generated kernels:\n  - backend='reference' was asked for\nWithout strict=True that runs as PyTorch.",
+        "attend: not all of it runs in generated kernels:\n  - backend='reference' was asked for\n"
+        "Without strict=True that runs as PyTorch.",
     ),
 }
 

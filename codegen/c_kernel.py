@@ -1,0 +1,442 @@
+"""One kernel of a plan as a C function: the loops over programs, the sweeps, tile loads and matrix products of one program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import assert_never
+
+from ..compiler import ir
+from ..compiler.plan import Begin, Buffer, Load, Local, Loop, Statement, Store, inner_statements
+from .c_expressions import ORDER, PRIMARY, PRODUCT, Text, wrap
+from .c_library import template
+from .c_lowering import Clear, Product, Run, Step, Sweep, TileLoad
+from .c_pieces import Define, Folded, Gather, Piece, all_reads, writes
+from .c_runs import Definition, Runs
+from .c_storage import PAD, Tile
+from .source import Entry
+
+STACK_BYTES = 1 << 20
+"""Tiles of a program that need more than this go to the heap."""
+
+_CTYPES = {
+    "float32": "float", "float16": "_Float16", "bfloat16": "uint16_t", "int32": "int32_t", "int64": "int64_t", "bool": "uint8_t",
+}  # fmt: skip
+
+
+class KernelPrinter(Runs):
+    """Prints one kernel: ``render`` gives its text, after which ``entry`` says how to call it."""
+
+    # Steps ----------------------------------------------------------------------------------------------------------
+
+    def steps(self, steps: list[Step]) -> None:
+        for step in steps:
+            match step:
+                case Run(pieces=pieces):
+                    self.run(pieces)
+                case TileLoad():
+                    self.tile_load(step)
+                case Product():
+                    self.product(step)
+                case Clear(begin=begin):
+                    self.clear(begin)
+                case Sweep(loop=loop, steps=inner):
+                    self.sweep(loop, inner)
+                case _:
+                    assert_never(step)
+
+    def note_users(self, steps: list[Step], around: dict[ir.Node, Definition]) -> None:
+        """Notes who reads each definition of a value; ``around`` has those in force where the steps begin."""
+        current = dict(around)
+
+        def reads(nodes: Iterable[ir.Node], user: Piece | Step) -> None:
+            for node in nodes:
+                if node in current:
+                    self.users[current[node]].append(user)
+
+        def defines(node: ir.Node, definition: Definition) -> None:
+            self.users[definition] = []
+            current[node] = definition
+
+        for step in steps:
+            match step:
+                case Run(pieces=pieces):
+                    for piece in pieces:
+                        reads(all_reads(piece), piece)
+                        if isinstance(piece, Define | Gather | Folded) and writes(piece)[0] in self.lowering.defined:
+                            defines(writes(piece)[0], piece)
+                case TileLoad(load=load):
+                    reads(self.lowering.values_in(*(n for _, n in load.at)), step)
+                    defines(load.node, step)
+                case Product(target=target, left=left, right=right):
+                    reads((left, right), step)
+                    if target in self.lowering.defined:
+                        defines(target, step)
+                case Clear():
+                    pass
+                case Sweep(loop=loop, steps=inner):
+                    outside = (loop.start, loop.stop) if loop.skip is None else (loop.start, loop.stop, loop.skip)
+                    reads(self.lowering.values_in(*outside), step)
+                    self.note_users(inner, current)
+                case _:
+                    assert_never(step)
+
+    def is_exact(self, axis: str, body: tuple[Statement, ...]) -> bool:
+        """Whether every tile of an axis is known to lie inside its extent: something reads or writes along it unchecked."""
+        unchecked = False
+        for statement in inner_statements(body):
+            match statement:
+                case Load(node=node, at=at, checked=checked) if axis in node.axes and axis not in dict(at):
+                    if axis in checked:
+                        return False
+                    unchecked = unchecked or axis in self.plan.buffers[statement.buffer].axes
+                case Store(node=node, checked=checked) if axis in node.axes:
+                    if axis in checked:
+                        return False
+                    unchecked = True
+                case _:
+                    pass
+        return unchecked
+
+    def enter_tile(self, axis: str, body: tuple[Statement, ...]) -> None:
+        """Names for the tile of an axis, inside the loop over its tiles."""
+        block = self.kernel.tiled[axis]
+        start = self.starts[axis]
+        if self.is_exact(axis, body):
+            self.counts[axis] = str(block)
+            return
+        if axis not in self.count_names:
+            self.count_names[axis] = self.names.new(f"{self.axis_names[axis]}_count")
+        self.counts[axis] = self.count_names[axis]
+        left = f"{self.size(axis)} - {start}"
+        self.put(f"const int {self.counts[axis]} = {left} < {block} ? {left} : {block};")
+
+    def start_name(self, axis: str) -> str:
+        """The variable that holds the first index of the tile of an axis, from here to the end of the loop over its tiles."""
+        if axis not in self.start_names:
+            self.start_names[axis] = self.names.new(f"{self.axis_names[axis]}_start")
+        self.starts[axis] = self.start_names[axis]
+        return self.starts[axis]
+
+    def sweep(self, loop: Loop, steps: list[Step]) -> None:
+        self.phase(())
+        if loop.note:
+            self.put(f"// {loop.note}")
+        start, stop = self.expressions.show(loop.start), self.limit(loop)
+        if loop.block is None:
+            variable = self.axis_names[loop.axis]
+            self.open(f"for (int {variable} = {start.text}; {variable} < {wrap(stop, ORDER + 1)}; {variable}++)")
+        else:
+            first = "0" if start.text == "0" else f"{wrap(start, PRODUCT)} / {loop.block} * {loop.block}"
+            variable = self.start_name(loop.axis)
+            self.open(f"for (int {variable} = {first}; {variable} < {wrap(stop, ORDER + 1)}; {variable} += {loop.block})")
+            self.enter_tile(loop.axis, loop.body)
+        if loop.skip is not None:
+            self.put(f"if ({self.show(loop.skip)})", "    continue;")
+        comment = self.last_comment
+        self.steps(steps)
+        self.last_comment = comment
+        self.close()
+        if loop.block is not None:
+            del self.starts[loop.axis], self.counts[loop.axis]
+
+    def limit(self, loop: Loop) -> Text:
+        """Where a loop stops: worked out before it begins."""
+        stop = self.expressions.show(loop.stop)
+        if stop.binds == PRIMARY and "(" not in stop.text:
+            return stop
+        name = self.names.new(f"{self.axis_names[loop.axis]}_stop")
+        self.put(f"const int {name} = {stop.text};")
+        return Text(name, PRIMARY)
+
+    def clear(self, begin: Begin) -> None:
+        """Zero the part of a tensor that this program owns."""
+        assert begin.buffer is not None
+        buffer = self.plan.buffers[begin.buffer]
+        self.phase(())
+        if self.dtypes[buffer.name] != "float32":
+            self.make_scratch(buffer)
+        held = self.held_in(buffer.name)
+        self.over_owned(buffer, "{} = 0.0f;", (held,))
+
+    def make_scratch(self, buffer: Buffer) -> None:
+        """Float memory for the part of a half-precision tensor that this program owns."""
+        axes = tuple(a for a in buffer.axes if a not in self.kernel.grid)
+        name = self.names.new(f"{buffer.name}_sum")
+        self.plan_buffers[name] = Buffer(name, axes, "float32", "temporary")
+        self.dtypes[name] = "float32"
+        self.buffer_names[name] = name
+        self.scratch[buffer.name] = name
+        self.functions.add("allocate")
+        extent = "1"
+        for axis in reversed(axes):
+            if axis != axes[-1]:
+                self.strides[name, axis] = self.names.new(f"{name}_{axis}")
+                self.put(f"const int64_t {self.strides[name, axis]} = {extent};")
+                extent = f"{self.strides[name, axis]} * {self.size(axis)}"
+            else:
+                extent = f"(int64_t){self.size(axis)}"
+        self.put(f"float *const {name} = allocate({extent} * (int64_t)sizeof(float));")
+
+    def release_scratch(self) -> None:
+        """Convert what was summed in scratch memory to the dtype of its tensor."""
+        for buffer, held in self.scratch.items():
+            self.phase(())
+            store = f"to_{self.dtypes[buffer]}"
+            self.functions.add(store)
+            self.over_owned(self.plan.buffers[buffer], f"{{}} = {store}({{}});", (buffer, held))
+            self.put(f"free({held});")
+
+    def over_owned(self, buffer: Buffer, statement: str, tensors: tuple[str, ...]) -> None:
+        """A statement about an element of each of ``tensors``, for all that a program owns of a tensor."""
+        axes = [a for a in buffer.axes if a not in self.kernel.grid]
+        hidden = dict(self.starts)
+        for axis in axes:
+            variable = self.axis_names.setdefault(axis, axis)
+            if axis == axes[-1]:
+                self.pragma("omp simd")
+            if axis == self.kernel.rows and not self.kernel.owner:
+                self.open(f"for (int {variable} = 0; {variable} < {self.counts[axis]}; {variable}++)")
+            else:
+                self.starts.pop(axis, None)
+                self.open(f"for (int {variable} = 0; {variable} < {self.size(axis)}; {variable}++)")
+        self.put(statement.format(*(self.element(tensor, {}) for tensor in tensors)))
+        self.starts = hidden
+        for _ in axes:
+            self.close()
+
+    # Tile loads and products ----------------------------------------------------------------------------------------
+
+    def tile_orders(self, step: TileLoad) -> list[tuple[str, ...]]:
+        """The layouts in which a loaded tile is wanted: as the right factor of a product its columns lie side by side."""
+        node, users = step.load.node, self.users[step]
+        asked = [(p.depth, p.columns) for p in users if isinstance(p, Product) and p.right is node]
+        plain = not asked or any(not isinstance(user, Product) for user in users)
+        return list(dict.fromkeys([*asked, *([self.lowering.space(node)] if plain else [])]))
+
+    def tile_load(self, step: TileLoad) -> None:
+        load = step.load
+        self.phase((load.node,))
+        at = {axis: self.expressions.show(node) for axis, node in load.at}
+        tiles = []
+        for order in self.tile_orders(step):
+            suffix = "" if order == self.lowering.space(load.node) else "_t"
+            tiles.append(self.kept_tile(load.node, order, suffix))
+            self.copy_tile(load.buffer, tiles[-1], at, self.limits(load, at))
+        self.values[load.node] = tiles
+
+    def copy_tile(self, buffer: str, tile: Tile, at: dict[str, Text], limits: list[str]) -> None:
+        function = f"load_{self.dtypes[buffer]}"
+        self.functions.add(function)
+        base = self.address(buffer, at, tile.axes).text
+        source = self.buffer(buffer) + ("" if base == "0" else f" + {base}")
+        target = tile.first
+        outer = tile.axes[:-2]
+        for axis in outer:
+            variable = self.axis_names[axis]
+            self.open(f"for (int {variable} = 0; {variable} < {self.bound(axis, False)}; {variable}++)")
+            source += f" + {variable} * {self.stride(buffer, axis)}"
+            target += f" + {variable} * {tile.stride(axis)}"
+        column = tile.axes[-1]
+        row = tile.axes[-2] if len(tile.axes) > 1 else None
+        rows = "1" if row is None else self.bound(row, False)
+        if limits:
+            rows = f"{' && '.join(limits)} ? {rows} : 0"
+        row_stride = "0" if row is None else self.stride(buffer, row)
+        tile_rows = 1 if row is None else tile.dims[-2]
+        self.put(
+            f"{function}({target}, {tile_rows}, {tile.dims[-1]}, {tile.dims[-1]}, {source}, "
+            f"{row_stride}, {self.stride(buffer, column)}, {rows}, {self.bound(column, False)});"
+        )
+        for _ in outer:
+            self.close()
+
+    def product(self, product: Product) -> None:
+        self.phase((product.target,))
+        self.functions.add("product")
+        right = self.operand(product.right, (product.depth, product.columns))
+        left = self.pick(self.tiles_of(product.left))
+        rows = "1" if product.rows is None else self.bound(product.rows, False)
+        left_row = 0 if product.rows is None else left.stride(product.rows)
+        keep = "NULL, 0"
+        if product.rescale is not None:
+            scale = self.carried(product.rescale)
+            keep = f"{scale.first}, {1 if scale.axes else 0}"
+        elif product.accumulate:
+            keep = "&unchanged, 0"
+            self.functions.add("unchanged")
+        if product in self.users:
+            self.definitions[product.target] = product
+            self.values[product.target] = [self.kept_tile(product.target, self.lowering.space(product.target), "")]
+        memory = self.in_memory(product)
+        staged = memory is None and product.target in self.lowering.in_place
+        if memory is None:
+            out = self.staging(product) if staged else self.carried(product.target)
+            memory = f"{out.first}, {out.stride(product.rows) if product.rows else 0}"
+        if staged:
+            self.copy_in_place(product, out, back=False)
+        self.put(
+            f"product({memory}, {keep}, {left.first}, {left_row}, "
+            f"{left.stride(product.depth)}, {right.first}, {right.stride(product.depth)}, {rows}, {self.bound(product.columns, False)}, "
+            f"{self.bound(product.depth, False)});"
+        )
+        if staged:
+            self.copy_in_place(product, out, back=True)
+
+    def in_memory(self, product: Product) -> str | None:
+        """Address and row stride of a value kept in a tensor whose rows are whole vectors: the product adds to it there."""
+        buffer = self.lowering.in_place.get(product.target)
+        if buffer is None or product.rows is None or product.columns in self.kernel.tiled:
+            return None
+        held = self.held_in(buffer)
+        if self.tile_extent(product.columns) % PAD != 0 or self.stride(held, product.columns) != "1":
+            return None
+        base = self.address(held, {}, self.lowering.space(product.target))
+        return f"{self.buffer(held)} + {base.text}, {self.stride(held, product.rows)}"
+
+    def staging(self, product: Product) -> Tile:
+        """A tile for the rows of an in-place value that a product adds to."""
+        return self.kept_tile(product.target, self.lowering.space(product.target), "_rows")
+
+    def copy_in_place(self, product: Product, tile: Tile, back: bool) -> None:
+        for axis in tile.axes:
+            variable = self.axis_names[axis]
+            self.open(f"for (int {variable} = 0; {variable} < {self.bound(axis, False)}; {variable}++)")
+        memory = self.place_in_memory(product.target, {})
+        local = tile.element(self.axis_names).text
+        self.put(f"{memory} = {local};" if back else f"{local} = {memory};")
+        for _ in tile.axes:
+            self.close()
+
+    def tiles_of(self, node: ir.Node) -> list[Tile]:
+        if isinstance(node, Local):
+            self.carried(node)
+        value = self.values[node]
+        assert isinstance(value, list), f"{self.name_of(node)} is not kept in a tile"
+        return value
+
+    def operand(self, node: ir.Node, order: tuple[str, ...]) -> Tile:
+        """The tile of a right factor with its columns side by side: transposed here where it was computed the other way."""
+        tiles = self.tiles_of(node)
+        for tile in tiles:
+            if tile.axes == order:
+                return tile
+        source = tiles[0]
+        turned = self.kept_tile(node, order, "_t")
+        self.functions.add("transpose")
+        shape = f"{source.dims[0]}, {self.tile_extent(order[0])}"
+        self.put(f"transpose({turned.first}, {turned.dims[1]}, {source.first}, {source.dims[1]}, {shape});")
+        return turned
+
+    # The whole kernel -----------------------------------------------------------------------------------------------
+
+    def render(self) -> str:
+        steps = self.lowering.steps(self.kernel.body)
+        self.note_users(steps, {})
+        body = self.program(steps)
+        return template("kernel.c.jinja").render(
+            notes=[line for line in [self.kernel.note, *self.shape_of_work()] if line],
+            name=self.kernel.name,
+            arguments=self.arguments(),
+            program=body,
+        )
+
+    def shape_of_work(self) -> list[str]:
+        kernel = self.kernel
+        where = f"A program for each point of ({', '.join(kernel.grid)})" if kernel.grid else "One program"
+        if kernel.rows is None:
+            return [where + "."]
+        tiles = f"tile of {kernel.tiled[kernel.rows]} along {kernel.rows}"
+        return [f"{where}, which goes through every {tiles}." if kernel.owner else f"{where} and {tiles}."]
+
+    def program(self, steps: list[Step]) -> list[str]:
+        """The loops over programs and what one program does."""
+        kernel = self.kernel
+        loops = []
+        for axis in kernel.grid:
+            variable = self.axis_names[axis]
+            loops.append(f"for (int {variable} = 0; {variable} < {self.size(axis)}; {variable}++)")
+        row_loop = None
+        if kernel.rows is not None:
+            block = kernel.tiled[kernel.rows]
+            start = self.start_name(kernel.rows)
+            row_loop = f"for (int {start} = 0; {start} < {self.size(kernel.rows)}; {start} += {block})"
+            if not kernel.owner:
+                loops.append(row_loop)
+        self.indent = len(loops) + 1
+        first = [s for s in steps if isinstance(s, Clear)] if kernel.owner else []
+        self.steps(list(first))
+        if row_loop is not None and kernel.owner:
+            self.phase(())
+            self.open(row_loop)
+        if kernel.rows is not None:
+            self.enter_tile(kernel.rows, kernel.body)
+        self.steps([s for s in steps if s not in first])
+        if row_loop is not None and kernel.owner:
+            self.close()
+        self.release_scratch()
+        return self.around(loops)
+
+    def around(self, loops: list[str]) -> list[str]:
+        """The parallel loops, the tiles of a program, and its body."""
+        heap = sum(t.bytes for t in self.tiles if not t.place_of) > STACK_BYTES
+        pad = "    "
+        tiles = [pad * (len(loops) + 1) + line for line in (self.heap_tiles() if heap else self.stack_tiles())]
+        head = []
+        if loops:
+            busy = any(isinstance(s, Loop) for s in self.kernel.body) or self.kernel.owner
+            schedule = "dynamic" if busy else "static"
+            collapse = f" collapse({len(loops)})" if len(loops) > 1 else ""
+            head.append(f"#pragma omp parallel for{collapse} schedule({schedule}) num_threads(thread_count)")
+            head += [pad * (n + 1) + line for n, line in enumerate(loops)]
+            head[-1] += " {"
+        else:
+            head.append(pad + "{")
+            tiles = [pad * 2 + line.strip() for line in tiles]
+        body = self.lines if loops else [pad + line if line and not line.startswith("#") else line for line in self.lines]
+        gap = [""] if tiles and body and body[0] else []
+        free = [pad * (max(len(loops), 1) + 1) + "free(scratch);"] if heap else []
+        return [*head, *tiles, *gap, *body, *free, pad * max(len(loops), 1) + "}"]
+
+    def stack_tiles(self) -> list[str]:
+        own = [f"{t.declaration}{' __attribute__((aligned(64)))' if t.axes else ''};" for t in self.tiles if not t.place_of]
+        return [*own, *self.shared_tiles()]
+
+    def shared_tiles(self) -> list[str]:
+        return [f"{t.pointer} = {t.place_of};" for t in self.tiles if t.place_of]
+
+    def heap_tiles(self) -> list[str]:
+        self.functions.add("allocate")
+        total = 0
+        lines = []
+        for tile in self.tiles:
+            if tile.place_of:
+                continue
+            if not tile.axes:
+                lines.append(tile.declaration + ";")
+                continue
+            lines.append(f"{tile.pointer} = {tile.cast}(scratch + {total});")
+            total += (tile.bytes + 63) // 64 * 64
+        return [f"char *const scratch = allocate({total});", *lines, *self.shared_tiles()]
+
+    def arguments(self) -> list[str]:
+        lines = []
+        written = {s.buffer for s in self.lowering.statements if isinstance(s, Store)} | set(self.lowering.in_place.values())
+        first_stride = 0
+        for n, name in enumerate(self.buffers):
+            buffer: Buffer = self.plan.buffers[name]
+            ctype = _CTYPES[self.dtypes[name]]
+            const = "" if name in written else "const "
+            lines.append(f"{const}{ctype} *const {self.buffer(name)} = tensors[{n}];  // {name}[{', '.join(buffer.axes)}]")
+            for k, axis in enumerate(buffer.axes):
+                if (name, axis) in self.strides:
+                    lines.append(f"const int64_t {self.strides[name, axis]} = strides[{first_stride + k}];")
+            first_stride += len(buffer.axes)
+        lines += [f"const int {text} = (int)extents[{n}];" for n, text in enumerate(self.size_names.values())]
+        lines += [f"const int {text} = (int)origins[{n}];" for n, text in enumerate(self.origin_names.values())]
+        lines += [f"const float {text} = (float)params[{n}];" for n, text in enumerate(self.param_names.values())]
+        return lines
+
+    @property
+    def entry(self) -> Entry:
+        """How the kernel is called, known once it is printed."""
+        return Entry(self.kernel.name, tuple(self.buffers), tuple(self.size_names), tuple(self.origin_names), tuple(self.param_names))

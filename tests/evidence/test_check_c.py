@@ -1,0 +1,30 @@
+"""``weft check`` on the CPU backend: every fused kernel, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+from tests.evidence.library import OTHERS, REQUIRED, kernel
+
+from weft.runtime.check import check_kernel, render
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_required_kernels(name: str) -> None:
+    report = check_kernel(kernel(name), backend="c", dtypes=("float32", "float16", "bfloat16"), trials=2, quick=True, strict=True)
+    assert report.passed, render(report)
+    assert not report.reasons, f"{name} is not fused whole: {report.reasons}"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_fused_kernels(name: str) -> None:
+    report = check_kernel(kernel(name), backend="c", trials=1, quick=True)
+    if report.status == "reference only":
+        pytest.skip(f"not fused: {report.reasons[-1]}")
+    assert report.passed, render(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REQUIRED)
+def test_more_shapes(name: str) -> None:
+    report = check_kernel(kernel(name), backend="c", dtypes=("float32", "float16", "bfloat16"), seed=1)
+    assert report.passed, render(report)
