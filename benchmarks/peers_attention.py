@@ -332,10 +332,10 @@ def peers(
     torch.compiler.reset()  # the compiler gives up on a function after a few variants
     given = Given(inputs, params, extents)
     variant = VARIANTS[kernel](given)
-    found = [_flex(variant, given, compiled)]
-    if variant.score is None:
-        found.insert(0, _sdpa(variant, given))
-    return found
+    found = [] if variant.score is not None else [_sdpa(variant, given)]
+    # For CPUs it refuses inputs that require gradients, even where none is asked for.
+    constant = Given({name: t.detach() if t.device.type == "cpu" else t for name, t in inputs.items()}, params, extents)
+    return [*found, _flex(VARIANTS[kernel](constant), constant, compiled)]
 
 
 def _inputs(variant: Variant, given: Given) -> tuple[Tensor, Tensor, Tensor]:

@@ -87,7 +87,9 @@ def _take_out_shared(combine: Callable[[ir.Node, ir.Node], ir.Node], a: ir.Node,
     if a.kind != "real" or b.kind != "real":
         return None
     match a, b:
-        case ir.Pointwise(op="where", args=(ca, xa, za)), ir.Pointwise(op="where", args=(cb, xb, zb)) if is_const(za, 0) and is_const(zb, 0):
+        case ir.Pointwise(op="where", args=(ca, xa, za)), ir.Pointwise(op="where", args=(cb, xb, zb)) if is_const(za, 0) and is_const(
+            zb, 0
+        ):
             both = [c for c in conjuncts(ca) if c in conjuncts(cb)]
             if both:
                 left, right = (conjunction(c for c in conjuncts(k) if c not in both) for k in (ca, cb))

@@ -15,7 +15,7 @@ from .algebra import ONE, ZERO, add, conjunction, div, mul, neg, reduce_sum, sub
 from .plan import origin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 Adjoints = tuple[ir.Node | None, ...]
 
@@ -73,7 +73,7 @@ RULES: dict[str, Callable[..., Adjoints]] = {
     "sub": lambda g, y, a, b: (g, neg(g)),
     "mul": lambda g, y, a, b: (mul(g, b), mul(g, a)),
     "div": lambda g, y, a, b: (div(g, b), neg(div(mul(g, y), b))),
-    "pow": lambda g, y, a, b: _pow(g, y, a, b),
+    "pow": _pow,
     "neg": lambda g, y, a: (neg(g),),
     "exp": lambda g, y, a: (mul(g, y),),
     "log": lambda g, y, a: (div(g, a),),
@@ -111,15 +111,19 @@ RULES: dict[str, Callable[..., Adjoints]] = {
 
 
 def differentiate(
-    outputs: dict[str, ir.Node], cotangents: dict[str, ir.Node], wanted: Iterable[ir.Input], adjoints: dict[ir.Node, ir.Node] | None = None
+    outputs: dict[str, ir.Node],
+    cotangents: Mapping[str, ir.Node],
+    wanted: Iterable[ir.Input],
+    adjoints: dict[ir.Node, ir.Node] | None = None,
 ) -> dict[str, ir.Node]:
     """Gradient nodes of the wanted inputs.
 
-    ``cotangents`` maps an output's name to the node of its cotangent; ``adjoints`` receives the adjoint of every node. Raises NoDerivative where a rule is missing on a path
+    ``cotangents`` maps an output's name to the node of its cotangent; ``adjoints`` receives the adjoint of every node.
+    Raises NoDerivative where a rule is missing on a path
     from a wanted input to an output.
     """
     wanted = list(wanted)
-    order = [n for n in ir.topological(outputs.values())]
+    order = list(ir.topological(outputs.values()))
     reach = _depends(order, set(wanted))
     adjoint: dict[ir.Node, ir.Node] = defaultdict(lambda: ZERO)
     for name, g in cotangents.items():
@@ -159,7 +163,7 @@ def _contributions(node: ir.Node, g: ir.Node) -> Iterable[tuple[ir.Node, ir.Node
             yield x, spread(x, (*node.axes, axis), g, here)
         case ir.Reduce(op=op):
             raise NoDerivative(node, f"{op} over {', '.join(node.over)} has no derivative rule on the graph")
-        case ir.Read(x=x, at=at):
+        case ir.Read(x=x):
             yield x, read_adjoint(node, g)
         case _:
             raise NoDerivative(node, f"{type(node).__name__.lower()} has no derivative rule on the graph")

@@ -138,7 +138,12 @@ class KernelBuilder:
         """The kept axis to tile: one that some operand of the sweeps lacks, so that its tile is used again and again."""
         sweeps = self.group.sweeps
         lacking = {
-            a for a in kept for s in sweeps for f in factors(s.x) for n in ir.topological([f]) if isinstance(n, ir.Input) and a not in n.axes and n.axes
+            a
+            for a in kept
+            for s in sweeps
+            for f in factors(s.x)
+            for n in ir.topological([f])
+            if isinstance(n, ir.Input) and a not in n.axes and n.axes
         }
         candidates = lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
         return pick_tiled(candidates, self.structure) if candidates else None
@@ -403,14 +408,18 @@ class KernelBuilder:
         full_low = masks.int_op("max", bounds.full_start, ir.const(0)) if bounds.full_start is not None else start
         full_high = masks.int_op("min", bounds.full_stop, ir.size(axis)) if bounds.full_stop is not None else ir.size(axis)
         if any(r.buffer is not None for r in running) and self.rows:  # rows beyond the last would add to what others own
-            complete = ir.pointwise("le", ir.pointwise("add", edge(self.rows, "start"), ir.const(self.block[self.rows])), ir.size(self.rows))
+            complete = ir.pointwise(
+                "le", ir.pointwise("add", edge(self.rows, "start"), ir.const(self.block[self.rows])), ir.size(self.rows)
+            )
             full_high = ir.pointwise("where", complete, full_high, ir.const(0))
         aligned_low = self._round(full_low, b, up=True)
         aligned_high = self._round(full_high, b, up=False)
         if not (isinstance(start, ir.Const) and isinstance(full_low, ir.Const) and full_low.value == start.value == 0):
             self._loop(axis, start, masks.int_op("min", aligned_low, stop), running, full=False, note="tiles on the border of the mask")
             self._loop(axis, aligned_low, aligned_high, running, full=True, note="full tiles: no mask")
-            self._loop(axis, masks.int_op("max", aligned_low, aligned_high), stop, running, full=False, note="tiles on the border of the mask")
+            self._loop(
+                axis, masks.int_op("max", aligned_low, aligned_high), stop, running, full=False, note="tiles on the border of the mask"
+            )
         else:
             self._loop(axis, start, aligned_high, running, full=True, note="full tiles: no mask")
             tail = masks.int_op("max", aligned_high, start)
@@ -500,12 +509,18 @@ class KernelBuilder:
         bare = not lhs_parts
         test = condition if (not full or bare) and not (weighted and not bare) else None
         if test is not None and test is not algebra.TRUE:
-            identity = ir.const(IDENTITY[r.op]) if r.carried.kind == "real" or r.op not in ("sum", "prod", "any", "all") else self._int_identity(r.op)
+            identity = (
+                ir.const(IDENTITY[r.op])
+                if r.carried.kind == "real" or r.op not in ("sum", "prod", "any", "all")
+                else self._int_identity(r.op)
+            )
             if lhs.kind == "bool" and r.op == "sum":
                 lhs = ir.pointwise("where", lhs, ir.const(1), ir.const(0))
             lhs = ir.pointwise("where", test, lhs, identity)
         elif bare:
-            lhs = ir.pointwise("where", ir.pointwise("ge", index(axis), ir.const(0)), one, self._int_identity("sum") if one is not ONE else ZERO)
+            lhs = ir.pointwise(
+                "where", ir.pointwise("ge", index(axis), ir.const(0)), one, self._int_identity("sum") if one is not ONE else ZERO
+            )
         rhs: ir.Node | None = None
         if rhs_parts:
             rhs = product(rhs_parts)
@@ -576,7 +591,9 @@ class KernelBuilder:
         if scattered is not None and scattered[0] in self.structure.whole:
             condition = self._low(conjunction([c for c in conjuncts(s.where) if c is not scattered[2]]))
             scatter = (scattered[0], self._low(ir.pointwise("sub", scattered[1], origin(scattered[0]))))
-        return Running(self._owned_local(task.buffer, s), "sum", self._low(s.x), condition, tuple(s.over), scatter=scatter, buffer=task.buffer)
+        return Running(
+            self._owned_local(task.buffer, s), "sum", self._low(s.x), condition, tuple(s.over), scatter=scatter, buffer=task.buffer
+        )
 
     # Values ----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ mathematics written twice is one node.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -143,9 +143,10 @@ class Graph:
 
 
 _interned: dict[tuple[Any, ...], Node] = {}
+N = TypeVar("N", bound=Node)
 
 
-def make(cls: type[Any], axes: Iterable[str], kind: Kind, *fields: Any) -> Any:
+def make(cls: type[N], axes: Iterable[str], kind: Kind, *fields: Any) -> N:
     """The one node of class ``cls`` with these fields. Constants are told apart by type: 1, 1.0 and True differ."""
     axes = tuple(sorted(set(axes)))
     mark = (type(fields[0]), repr(fields[0])) if cls is Const else ()
@@ -153,6 +154,7 @@ def make(cls: type[Any], axes: Iterable[str], kind: Kind, *fields: Any) -> Any:
     found = _interned.get(key)
     if found is None:
         found = _interned[key] = cls(axes, kind, *fields)
+    assert isinstance(found, cls)
     return found
 
 

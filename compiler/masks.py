@@ -87,7 +87,9 @@ def interval(node: ir.Node, tiles: frozenset[str]) -> Interval | None:
             return Interval(int_op(op, x.low, y.low), int_op(op, x.high, y.high))
         case ir.Pointwise(op="floordiv", args=(a, ir.Const(value=c))) if c > 0:
             x = interval(a, tiles)
-            return None if x is None else Interval(ir.pointwise("floordiv", x.low, ir.const(c)), ir.pointwise("floordiv", x.high, ir.const(c)))
+            return (
+                None if x is None else Interval(ir.pointwise("floordiv", x.low, ir.const(c)), ir.pointwise("floordiv", x.high, ir.const(c)))
+            )
         case ir.Pointwise(op="mod", args=(_, ir.Const(value=c))) if c > 0:
             return Interval(ir.const(0), ir.const(int(c) - 1))
         case ir.Pointwise(op="where", args=(_, a, b)) if node.kind == "int":
@@ -156,7 +158,7 @@ def _solve_affine(form: Affine, axis: str, tiles: frozenset[str]) -> Range:
     moving = [(atom, c) for atom, c in form.terms.items() if axis in atom.axes]
     if len(moving) != 1 or abs(moving[0][1]) != 1:
         return UNKNOWN
-    (atom, c), = moving
+    ((atom, c),) = moving
     rest = Affine({a: k for a, k in form.terms.items() if a is not atom}, form.constant)
     match atom:
         case Index():

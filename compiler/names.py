@@ -19,8 +19,9 @@ WORDS = {
     "floordiv": "part", "mod": "rest", "clamp": "clamped",
 }  # fmt: skip
 RESERVED = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register restrict return short "
-    "signed sizeof static struct switch typedef union unsigned void volatile while bool true false tl triton torch math main NULL vf vi".split()
+    "auto break case char const continue default do double else enum extern float for goto if inline int long register restrict "
+    "return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false once "
+    "tl triton torch math main NULL vf vi".split()
 )
 
 

@@ -153,8 +153,8 @@ def _to_sympy(node: ir.Node, atoms: dict[ir.Node, Any], unknown: set[ir.Node]) -
         return atoms.setdefault(node, sympy.Symbol(f"x{len(atoms)}", real=True))
     match node:
         case ir.Pointwise(op="add" | "sub" | "mul" | "neg" as op, args=args):
-            parts = [_to_sympy(a, atoms, unknown) for a in args]
-            if any(p is None for p in parts):
+            parts: list[Any] = [_to_sympy(a, atoms, unknown) for a in args]
+            if None in parts:
                 return None
             match op:
                 case "add":
@@ -203,7 +203,9 @@ def splits_terms(reduction: ir.Reduce) -> bool:
         parts = terms(f)
         if len(parts) > 1:
             needs = [
-                frozenset(n for n in ir.topological([t]) if isinstance(n, ir.Reduce) and over & set(n.over) and n.op in ("lse", "max", "sum"))
+                frozenset(
+                    n for n in ir.topological([t]) if isinstance(n, ir.Reduce) and over & set(n.over) and n.op in ("lse", "max", "sum")
+                )
                 for _, t in parts
             ]
             if len({n for n in needs if n}) > 1:

@@ -52,7 +52,7 @@ def _uncovered(n: ir.Node) -> str | None:
             return f"a state ({name})"
         case ir.Reduce(op="prod" | "any" | "all" as op):
             return f"a reduction by {op}"
-        case ir.Read(x=x, at=at) if any(_depends_on_values(e) for _, e in at):
+        case ir.Read(at=at) if any(_depends_on_values(e) for _, e in at):
             return "a gather at a position computed from values"
         case _:
             return None

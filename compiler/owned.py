@@ -23,7 +23,9 @@ def pair_owned(groups: list[Group], context: Context) -> list[tuple[Group, Group
     for n, columns in enumerate(groups):
         if n in used:
             continue
-        partner = next((m for m in range(n + 1, len(groups)) if m not in used and _fit(columns, groups[m], groups[n + 1 : m], context)), None)
+        partner = next(
+            (m for m in range(n + 1, len(groups)) if m not in used and _fit(columns, groups[m], groups[n + 1 : m], context)), None
+        )
         if partner is None:
             result.append((columns, None))
         else:

@@ -140,7 +140,7 @@ def _derive(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
         if adjoint is not None and node in adjoints and not isinstance(adjoint, ir.Input | ir.Const):
             names.setdefault(adjoint, f"d_{name}")
     lowered.passes["differentiate"] = gradients
-    known = {n for n in ir.topological(outputs.values()) if isinstance(n, ir.Reduce)}
+    known: set[ir.Node] = {n for n in ir.topological(outputs.values()) if isinstance(n, ir.Reduce)}
     gradients = exchange_contractions(gradients, known)
     lowered.passes["exchange"] = gradients
     lowered._gradient_nodes = gradients
@@ -174,7 +174,12 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
         if n in by_node and not _declared_dtype(lowered, by_node[n]):
             candidates[n] = Buffer(by_node[n], layout[n], "input" if dtype == "float32" else dtype, "output")
         else:
-            candidates[n] = Buffer(f"saved_{len(candidates)}_{lowered.graph.names.get(n, n.op if isinstance(n, ir.Reduce) else 'value')}", layout[n], dtype, "saved")
+            candidates[n] = Buffer(
+                f"saved_{len(candidates)}_{lowered.graph.names.get(n, n.op if isinstance(n, ir.Reduce) else 'value')}",
+                layout[n],
+                dtype,
+                "saved",
+            )
     for n, buffer in list(candidates.items()):
         if buffer.role == "output" and not set(n.axes) & structure.whole:
             name = f"saved_{buffer.name}"
@@ -225,7 +230,9 @@ def _plan(
     context = _context(lowered, structure, stored, buffers)
     kernels = _kernels(lowered, groups, context, direction)
     read = {b for k in kernels for b in _touched(k)}
-    plan = Plan(lowered.fused, "forward" if direction == "forward" else "backward", {n: b for n, b in buffers.items() if n in read}, kernels)
+    plan = Plan(
+        lowered.fused, "forward" if direction == "forward" else "backward", {n: b for n, b in buffers.items() if n in read}, kernels
+    )
     name_nodes(plan, lowered.fused)
     return plan
 

@@ -121,7 +121,8 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """``node`` <- ``op`` of ``x`` over axes of the tile: sum, prod, max, min, any, all, argmax (lowest index at a tie; an index, not a position)."""
+    """``node`` <- ``op`` of ``x`` over axes of the tile: sum, prod, max, min, any, all, argmax (an index, not a
+    position; the lowest at a tie)."""
 
     node: ir.Node
     op: str

@@ -77,11 +77,13 @@ def _body(plan: Plan, body: tuple[Statement, ...], depth: int) -> Iterable[str]:
                 place = f" in {buffer}" if buffer else ""
                 yield f"{pad}begin {carried.name}[{', '.join(carried.axes)}] ({op}){place}"
             case Advance(local=carried, score=score, over=over, rescale=rescale):
-                yield f"{pad}{carried.name} <- max({carried.name}, max[{', '.join(over)}] {text(plan, score)}); {rescale.name} <- exp(old - new)"
+                top = f"max[{', '.join(over)}] {text(plan, score)}"
+                yield f"{pad}{carried.name} <- max({carried.name}, {top}); {rescale.name} <- exp(old - new)"
             case Accumulate(local=carried, op=op, lhs=lhs, rhs=rhs, over=over, rescale=rescale):
                 scale = f" * {rescale.name}" if rescale else ""
                 right = f" . {text(plan, rhs)}" if rhs is not None else ""
-                yield f"{pad}{carried.name} <- {carried.name}{scale} {'+' if op == 'sum' else op} {op}[{', '.join(over)}] {text(plan, lhs)}{right}"
+                joined = "+" if op == "sum" else op
+                yield f"{pad}{carried.name} <- {carried.name}{scale} {joined} {op}[{', '.join(over)}] {text(plan, lhs)}{right}"
             case Scatter(local=carried, axis=axis, at=at, x=x):
                 yield f"{pad}{carried.name}[{axis} = {text(plan, at)}] += {text(plan, x)}"
             case Store(buffer=buffer, node=node):

@@ -54,17 +54,17 @@ def operand_axes(node: ir.Reduce) -> set[str]:
 
 
 def analyse(kernel: Kernel, forward: dict[str, ir.Node], roots: dict[str, ir.Node], extra_hosts: Iterable[Iterable[str]] = ()) -> Structure:
-    """The structure of the graph under ``roots``; ``forward`` are the canonical outputs of the kernel, which the roots may be or derive from."""
+    """The structure of the graph under ``roots``; ``forward``: the canonical outputs, which the roots are or derive from."""
     nodes = list(ir.topological([*forward.values(), *roots.values()]))
     inputs = [n for n in nodes if isinstance(n, ir.Input)]
     outputs = [frozenset(t.axes) for t in kernel.outputs] + [frozenset(n.axes) for n in roots.values()]
     crossing = _crossing(nodes, outputs)
     contracted = {f for n in nodes if isinstance(n, ir.Reduce) and n.op == "sum" and len(factors(n.x)) > 1 for f in factors(n.x)}
     hosts = [*outputs, *(frozenset(h) for h in extra_hosts)]
-    for n in inputs:
-        paired = any({a, b} <= set(n.axes) for a, b in crossing)
-        if not paired or n in contracted:
-            hosts.append(frozenset(n.axes))
+    for given in inputs:
+        paired = any({a, b} <= set(given.axes) for a, b in crossing)
+        if not paired or given in contracted:
+            hosts.append(frozenset(given.axes))
     hosts += [frozenset(n.x.axes) for n in nodes if isinstance(n, ir.Read) and ir.children(n.x)]
     hosts += [frozenset(n.axes) for n in nodes if isinstance(n, ir.Read) and _is_rename(n)]
     found = Structure(hosts, set(), set(), set())
@@ -136,10 +136,10 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure) -> None:
         if isinstance(n, ir.Reduce) and found.storable(n.axes) and not found.storable(operand_axes(n)) and set(n.over) - found.whole
     ]
     others: list[str] = []
-    for n in sweeps:
-        scattered = scatter_axis(n)
-        conditions = [c for c in conjuncts(n.where) if scattered is None or c is not scattered[2]]
-        parts = factors(n.x)
+    for sweep in sweeps:
+        scattered = scatter_axis(sweep)
+        conditions = [c for c in conjuncts(sweep.where) if scattered is None or c is not scattered[2]]
+        parts = factors(sweep.x)
         paired = [f for f in parts if not found.storable(f.axes)]
         if not paired and parts and not conditions:
             paired = [max(parts, key=lambda f: len(f.axes))]
@@ -147,7 +147,7 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure) -> None:
             found.pair.update(set(f.axes) - found.whole)
         for c in conditions:
             found.pair.update(set(c.axes) - found.whole)
-        found.pair.update(set(n.over) - found.whole)
+        found.pair.update(set(sweep.over) - found.whole)
         others += [a for f in parts if f not in paired for a in f.axes]
         if scattered is not None:
             others.append(scattered[0])

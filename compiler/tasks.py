@@ -175,7 +175,11 @@ class Planner:
             self._need(node, task)
             return
         made = self.tasks.get(node)
-        if made is not None and made is not task and (made.kept != task.kept or any(isinstance(n, ir.Reduce) for n in self._computed(node))):
+        if (
+            made is not None
+            and made is not task
+            and (made.kept != task.kept or any(isinstance(n, ir.Reduce) for n in self._computed(node)))
+        ):
             self._need(node, task)
             return
         match node:

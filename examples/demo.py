@@ -133,7 +133,7 @@ def draw_some(out: Path) -> None:
     """Draws masks and weights of a few kernels."""
     for name in PICTURED:
         kernel = only_kernel(find(name))
-        params: dict[str, Any] = {"window": 24} if name == "kitchen_sink" else {}
+        params = {"window": {"kitchen_sink": 24, "natten2d": 3}[name]} if name in ("kitchen_sink", "natten2d") else {}
         problem = pose(kernel.graph, {}, params, Usual(length=64, feature=16, heads=2))
         plots.save(plots.pictures(kernel.graph, problem, seed=1), out / f"{name}.png", name)
     console.print(f"{len(PICTURED)} pictures and the loss curves written to {out}/")

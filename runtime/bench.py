@@ -148,14 +148,16 @@ def table(result: Result) -> Table:
 
     sizes = " ".join(f"{a}={n}" for a, n in result.sizes.items())
     shown = Table(title=f"{result.kernel}, {result.dtype}, {sizes}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "forward ms", "x weft", "fwd+bwd ms", "x weft", "first call s", "error", ""):
+    for heading in ("", "forward ms", "x weft", "fwd+bwd ms", "x weft", "first call s", "error"):
         shown.add_column(heading, justify="left" if not heading else "right")
     weft = next(t for t in result.timings if t.name == "weft")
     for t in result.timings:
         shown.add_row(
             t.name, _ms(t.forward), _ratio(t.forward, weft.forward), _ms(t.both), _ratio(t.both, weft.both),
-            f"{t.first:.2f}", "" if t.error is None else f"{t.error:.0e}", t.fault,
+            f"{t.first:.2f}" if t.first else "", "" if t.error is None else f"{t.error:.0e}",
         )  # fmt: skip
+    faults = [f"{t.name}: {t.fault}" for t in result.timings if t.fault]
+    shown.caption, shown.caption_justify = "\n".join(faults) or None, "left"
     return shown
 
 

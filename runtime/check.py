@@ -25,7 +25,7 @@ from . import check_shapes as shapes
 from .check_report import Failure, FailureKind, Report, Result, Status, render
 from .check_shapes import Case, CaseDrawer, Number, Theme
 from .check_trial import Checkable, Direction, Rejected, Settings, Trial
-from .load import loads
+from .load import load, loads
 
 __all__ = ["Case", "Report", "check_in_subprocess", "check_kernel", "render"]
 
@@ -216,17 +216,19 @@ def check_in_subprocess(
 ) -> Report:
     """Checks a kernel of a spec text in a fresh Python process, by default under Triton's interpreter.
 
-    Triton decides at import whether it interprets, so a process that has compiled with it cannot. ``options`` are those of
-    ``check_kernel`` that JSON can hold. Raises RuntimeError with the process' last words where it dies.
+    The file itself is read where there is one, so that it finds the modules beside it. Triton decides at import whether
+    it interprets, so a process that has compiled with it cannot. ``options`` are those of ``check_kernel`` that JSON can
+    hold. Raises RuntimeError with the process' last words where it dies.
     """
     request = {"text": text, "filename": filename, "kernel": kernel, "options": {"backend": backend, **options}}
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **(environment or {"TRITON_INTERPRET": "1"})}
+    variables = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+        **(environment or {"TRITON_INTERPRET": "1"}),
+    }
     program = f"from {__name__} import serve; serve()"
-    root = str(Path(__file__).resolve().parents[1])
     command = [sys.executable, "-c", program]
-    done = subprocess.run(
-        command, input=json.dumps(request), env=variables, cwd=root, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    done = subprocess.run(command, input=json.dumps(request), env=variables, capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"checking {kernel} of {filename} in a process of its own failed:\n{done.stderr.strip()[-2000:]}")
     return Report.from_json(json.loads(done.stdout.splitlines()[-1]))
@@ -235,6 +237,8 @@ def check_in_subprocess(
 def serve() -> None:
     """Reads a request of ``check_in_subprocess`` from standard input and writes the report to standard output."""
     request = json.load(sys.stdin)
-    kernel = loads(request["text"], request["filename"])[request["kernel"]]
+    path = Path(request["filename"])
+    kernels = load(path) if path.is_file() else loads(request["text"], request["filename"])
+    kernel = kernels[request["kernel"]]
     report = check_kernel(kernel, **request["options"])
     print(json.dumps(report.to_json()))

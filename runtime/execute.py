@@ -28,8 +28,10 @@ def execute(call: Call, tracing: bool = False) -> list[Tensor]:
 
     ``tracing``: a compiler is recording, so what runs as PyTorch is one operator instead of its many.
     """
-    refuse_transforms(call.kernel.name, call.inputs.values())
-    tracing = tracing or operators.is_recording(call.inputs.values())
+    watched = operators.is_watched(call.inputs.values())
+    if watched:
+        refuse_transforms(call.kernel.name, call.inputs.values())
+        tracing = tracing or operators.is_recording(call.inputs.values())
     call = cast_operands(call)
     variant = _choose(call)
     if isinstance(variant, Unfused):
@@ -40,7 +42,7 @@ def execute(call: Call, tracing: bool = False) -> list[Tensor]:
         raise errors.NotFused(call.kernel.name, variant.reasons)
     if 0 in call.bound.extents.values():  # nothing to launch
         return _run_reference(call, tracing)
-    return _run_fused(call, variant, tracing)
+    return _run_fused(call, variant, watched, tracing)
 
 
 def _choose(call: Call) -> Variant | Unfused:
@@ -72,9 +74,9 @@ def _guarded(call: Call) -> Call:
     return replace(call, inputs=guarded(name, call.inputs), initial=guarded(name, call.initial))
 
 
-def _run_fused(call: Call, variant: Variant, tracing: bool) -> list[Tensor]:
+def _run_fused(call: Call, variant: Variant, watched: bool, tracing: bool) -> list[Tensor]:
     tensors = call.complete_inputs()
     if variant.outside:
         values = operators.outside_operator(call, variant) if tracing else evaluate_outside(_guarded(call), variant)
         tensors = {**tensors, **values}
-    return operators.fused_operator(call, variant, [tensors[name] for name in variant.inputs])
+    return operators.fused_operator(call, variant, [tensors[name] for name in variant.inputs], watched)

@@ -45,13 +45,16 @@ _ops: Any = torch.ops.weft
 # Generated kernels ------------------------------------------------------------------------------------------------
 
 
-def fused_operator(call: Call, variant: Variant, tensors: list[Tensor]) -> list[Tensor]:
-    """The outputs of the generated forward kernels for complete inputs, with gradients."""
+def fused_operator(call: Call, variant: Variant, tensors: list[Tensor], watched: bool) -> list[Tensor]:
+    """The outputs of the generated forward kernels for complete inputs, with gradients.
+
+    Where nothing watches, PyTorch's dispatcher has nothing to add and is skipped for speed.
+    """
     bound = call.bound
     params = [float(bound.params[name]) for name in variant.float_params]
     extents = [bound.extents[a] for a in variant.axes]
-    origin = [call.origin.get(a, 0) for a in variant.axes]
-    if not _nothing_watches(tensors):
+    origin = [call.origin.get(a, 0) for a in variant.axes] if call.origin else variant.no_origin
+    if watched:
         values: Sequence[Tensor] = _ops.forward.default(variant.key, tensors, params, extents, origin)
     elif torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         values = _Forward.apply(variant.key, variant.forward, params, extents, origin, *tensors)  # type: ignore[no-untyped-call]
@@ -60,20 +63,20 @@ def fused_operator(call: Call, variant: Variant, tensors: list[Tensor]) -> list[
     return list(values[: variant.output_count])
 
 
-def _nothing_watches(tensors: Sequence[Tensor]) -> bool:
-    """Plain tensors and no mode, transform or tracer: then PyTorch's dispatcher has nothing to add, and is skipped for speed."""
+def is_watched(tensors: Iterable[Tensor]) -> bool:
+    """Whether anything but autograd takes part: a mode, a transform, a tracer, or tensors that are not plain ones."""
     return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-        and torch.autograd.forward_ad._current_level < 0
-        and all(type(t) in _PLAIN for t in tensors)
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or not _PLAIN.issuperset(map(type, tensors))
     )
 
 
 def is_recording(tensors: Iterable[Tensor]) -> bool:
     """Whether operators are watched by a mode, or tensors may have no numbers to decide anything by."""
-    return torch._C._len_torch_dispatch_stack() > 0 or any(type(t) not in _PLAIN for t in tensors)
+    return torch._C._len_torch_dispatch_stack() > 0 or not _PLAIN.issuperset(map(type, tensors))
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))

@@ -210,6 +210,7 @@ class Variant:
         self.outside = dict(record.outside)
         self.inputs = record.inputs
         self.axes = tuple(a.name for a in kernel.typed.axes)
+        self.no_origin = [0] * len(self.axes)
         self.float_params = tuple(p.name for p in kernel.typed.params if p.kind == "float")
         self.outputs = kernel.output_names
         self.output_count = len(self.outputs)

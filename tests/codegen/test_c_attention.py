@@ -37,9 +37,9 @@ def make_case(dtype: str = "float32", origin: int = 0, seed: int = 0, **extents:
     scores = torch.einsum("bgrid,bgjd->bgrij", q, k) * case.scale
     future = torch.arange(extents["j"])[None] > torch.arange(extents["i"])[:, None] + origin
     scores = scores.masked_fill(future, float("-inf"))
-    case.lse = scores.logsumexp(-1).detach()
-    weights = torch.where(case.lse[..., None] == float("-inf"), 0.0, (scores - case.lse[..., None].clamp(min=-1e30)).exp())
-    weights = torch.where(case.lse[..., None] == float("-inf"), 0.0, scores.softmax(-1)) if origin >= 0 else weights
+    lse = scores.logsumexp(-1)
+    case.lse = lse.detach()
+    weights = torch.where(case.lse[..., None] == float("-inf"), 0.0, (scores - lse[..., None].clamp(min=-1e30)).exp())
     o = torch.einsum("bgrij,bgje->bgrie", weights, v)
     case.o = o.detach()
     case.gradients = dict(zip(("d_q", "d_k", "d_v"), torch.autograd.grad(o, (q, k, v), tensors["d_o"].double()), strict=True))
@@ -65,8 +65,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), [*((shape, "float32") for shape in SHAPES), (SHAPES[0], "float16"), (SHAPES[1], "bfloat16")])
 def test_forward(shape: dict[str, int], dtype: str) -> None:
     case = make_case(dtype, max(0, shape["j"] - shape["i"]), **shape)
     result = run_forward(case)
@@ -74,7 +73,7 @@ def test_forward(shape: dict[str, int], dtype: str) -> None:
     close(result["lse"], case.lse, 2e-6)
 
 
-@pytest.mark.parametrize("blocks", [(16, 64), (64, 16), (8, 8), (64, 128)])
+@pytest.mark.parametrize("blocks", [(16, 64), (8, 8), (64, 128)])
 def test_any_blocks(blocks: tuple[int, int]) -> None:
     case = make_case(origin=7, b=1, g=2, r=1, i=90, j=97, d=24, e=8)
     close(run_forward(case, *blocks)["o"], case.o, 2e-6)
@@ -105,15 +104,13 @@ def test_same_bits_on_any_number_of_threads() -> None:
     assert torch.equal(run_forward(case, threads=1)["o"], run_forward(case, threads=3)["o"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), [(SHAPES[0], "float32"), (SHAPES[1], "float32"), (SHAPES[0], "bfloat16")])
 def test_backward(shape: dict[str, int], dtype: str) -> None:
     case = make_case(dtype, max(0, shape["j"] - shape["i"]), **shape)
     check_backward(case, CPlan(attention_backward(), dtype, shape))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("blocks", [(32, 32), (16, 48)])
+@pytest.mark.parametrize(("shape", "blocks"), [*((shape, (32, 32)) for shape in SHAPES), (SHAPES[0], (16, 48))])
 def test_backward_of_an_owner(shape: dict[str, int], blocks: tuple[int, int]) -> None:
     case = make_case("float32", max(0, shape["j"] - shape["i"]), **shape)
     check_backward(case, CPlan(attention_backward_owner(*blocks), "float32", shape))

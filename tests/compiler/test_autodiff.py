@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.specs_sizes import tiny
 
 import weft.dsl
+from tests.specs_sizes import tiny
 from weft.compiler import ir, reference, sampling
 from weft.compiler.algebra import substitute
 from weft.compiler.autodiff import RULES, NoDerivative, differentiate
@@ -38,7 +38,9 @@ def _expression(op: str) -> str:
 @pytest.mark.parametrize("op", REAL_OPS)
 def test_rule_agrees_with_autograd(op: str) -> None:
     names = [n for n in "abc" if n in _expression(op).replace(op, "")]
-    graph = _spec(_expression(op) if op != "clipgrad" else "clipgrad(a, 0.3)", ", ".join(f"{n}[n]" for n in (names if op != "clipgrad" else ["a"])))
+    graph = _spec(
+        _expression(op) if op != "clipgrad" else "clipgrad(a, 0.3)", ", ".join(f"{n}[n]" for n in (names if op != "clipgrad" else ["a"]))
+    )
     names = ["a"] if op == "clipgrad" else names
     torch.manual_seed(0)
     inputs = {n: (torch.rand(64, dtype=torch.float64) + 0.1).requires_grad_() for n in names}
@@ -49,7 +51,9 @@ def test_rule_agrees_with_autograd(op: str) -> None:
     wanted = torch.autograd.grad(y, list(inputs.values()), cotangent, allow_unused=True)
     nodes = [ir.make(ir.Input, ("n",), "real", n) for n in names]
     made = differentiate(graph.outputs, {"y": ir.make(ir.Input, ("n",), "real", "d_y")}, nodes)
-    found = reference.evaluate(ir.Graph(graph.kernel, made), {**{n: x.detach() for n, x in inputs.items()}, "d_y": cotangent}, {}, {"n": 64})
+    found = reference.evaluate(
+        ir.Graph(graph.kernel, made), {**{n: x.detach() for n, x in inputs.items()}, "d_y": cotangent}, {}, {"n": 64}
+    )
     for name, want in zip(names, wanted, strict=True):
         torch.testing.assert_close(found[name], torch.zeros(64, dtype=torch.float64) if want is None else want, rtol=1e-12, atol=1e-12)
 
@@ -82,7 +86,7 @@ def test_derived_gradients_agree_with_autograd(path: Path) -> None:
         pytest.skip(f"partly outside: {', '.join(lowered.outside)}")
     kernel = lowered.graph.kernel
     inputs = sampling.sample(kernel, sizes, params=params, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    wanted = [n for n in lowered.differentiable]
+    wanted = list(lowered.differentiable)
     for name in wanted:
         inputs[name].requires_grad_()
     outputs = reference.evaluate(lowered.graph, inputs, params, sizes)
@@ -90,7 +94,9 @@ def test_derived_gradients_agree_with_autograd(path: Path) -> None:
     loss = sum((outputs[n] * c).sum() for n, c in cotangents.items())
     assert isinstance(loss, torch.Tensor)
     grads = torch.autograd.grad(loss, [inputs[n] for n in wanted], allow_unused=True)
-    roots = {n: substitute(g, {o: ir.const(0) for o in ir.topological([g]) if isinstance(o, Origin)}) for n, g in lowered._gradient_nodes.items()}
+    roots = {
+        n: substitute(g, {o: ir.const(0) for o in ir.topological([g]) if isinstance(o, Origin)}) for n, g in lowered._gradient_nodes.items()
+    }
     given = {n: x.detach() for n, x in inputs.items()}
     for name, buffer in lowered.cotangents.items():
         axes = next(t.axes for t in kernel.outputs if t.name == name)
@@ -113,4 +119,3 @@ def test_extents_of_tiny_are_complete() -> None:
         kernel = weft.dsl.parse(path.read_text()).kernels[0]
         sizes, _ = tiny(kernel, path.stem)
         assert set(sizes) >= {a for t in kernel.inputs for a in t.axes}
-

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from tests.compiler.scalars import value
 
 import weft.dsl
+from tests.compiler.scalars import value
 from weft.compiler import ir, masks
 from weft.compiler.algebra import substitute
 from weft.compiler.build import build
@@ -45,6 +45,10 @@ def _condition(text: str) -> ir.Node:
     return substitute(sweep.where, dict(positions))
 
 
+def _at(node: ir.Node | None, default: int, edges: dict[str, tuple[int, int]], sizes: dict[str, int], origins: dict[str, int]) -> int:
+    return default if node is None else value(node, {}, edges, sizes, origins)
+
+
 @pytest.mark.parametrize("text", [m for m in MASKS if m != "i >= 8"])
 @pytest.mark.parametrize("swept", ["j", "i"])
 def test_ranges_hold_what_is_kept_and_full_ranges_are_full(text: str, swept: str) -> None:
@@ -59,11 +63,9 @@ def test_ranges_hold_what_is_kept_and_full_ranges_are_full(text: str, swept: str
         start = rng.randrange(sizes[rows])
         edges = {rows: (start, min(start + rng.randint(1, 6), sizes[rows]))}
 
-        def at(node: ir.Node | None, default: int, edges: dict[str, tuple[int, int]] = edges) -> int:
-            return default if node is None else value(node, {}, edges, sizes, origins)
-
-        low, high = at(bounds.start, 0), at(bounds.stop, sizes[swept])
-        full_low, full_high = at(bounds.full_start, 0), at(bounds.full_stop, sizes[swept])
+        call = (edges, sizes, origins)
+        low, high = _at(bounds.start, 0, *call), _at(bounds.stop, sizes[swept], *call)
+        full_low, full_high = _at(bounds.full_start, 0, *call), _at(bounds.full_stop, sizes[swept], *call)
         for s in range(sizes[swept]):
             kept = [bool(value(condition, {rows: r, swept: s}, {}, sizes, origins)) for r in range(*edges[rows])]
             if any(kept):
@@ -75,7 +77,10 @@ def test_ranges_hold_what_is_kept_and_full_ranges_are_full(text: str, swept: str
                 assert value(test, {}, one, sizes, origins) or not any(kept)
 
 
-@pytest.mark.parametrize("text", ["j <= i", "0 <= i - j < 5", "abs(i - j) <= 3", "j <= i or j < 6", "i // 4 == j // 4", "0 <= j - clamp(i - 3, 0, size(j) - 7) < 7"])
+@pytest.mark.parametrize(
+    "text",
+    ["j <= i", "0 <= i - j < 5", "abs(i - j) <= 3", "j <= i or j < 6", "i // 4 == j // 4", "0 <= j - clamp(i - 3, 0, size(j) - 7) < 7"],
+)
 def test_affine_masks_are_solved(text: str) -> None:
     assert masks.solve(_condition(text), "j", frozenset("i")).solved
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.evidence.library import OTHERS, REQUIRED, kernel
 
+from tests.evidence.library import OTHERS, REQUIRED, kernel
 from weft.runtime.check import check_kernel, render
 
 

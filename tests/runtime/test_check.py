@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,7 @@ from weft.compiler.build import build
 from weft.compiler.extents import bind, bind_params
 from weft.compiler.reference import evaluate
 from weft.dsl.load import parse
-from weft.runtime.check import Case, Report, check_kernel, render
+from weft.runtime.check import Case, Report, check_in_subprocess, check_kernel, render
 
 ATTENTION = """
 kernel attend(q[b,h,i,d], k[b,h,j,d], v[b,h,j,e], pad[b,j]: bool) -> o[b,h,i,e], l[b,h,i]:
@@ -279,3 +280,15 @@ def test_progress_is_told() -> None:
     told: list[tuple[int, int]] = []
     check(Stand(GATED), progress=lambda done, count: told.append((done, count)))
     assert told == [(n, 5) for n in range(1, 6)]
+
+
+def test_checking_in_a_process_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "stand.weft"
+    path.write_text(GATED)
+    report = check_in_subprocess(GATED, str(path), "gated", backend="reference", environment={"WEFT_TEST": "1"}, quick=True, trials=2)
+    assert report.passed and report.kernel == "gated" and len(report.results) == 2
+
+
+def test_a_process_that_dies_is_told() -> None:
+    with pytest.raises(RuntimeError, match="no_such_kernel"):
+        check_in_subprocess(GATED, "stand.weft", "no_such_kernel", backend="reference")
