@@ -89,9 +89,8 @@ class Lowering:
         self.loads = {s.node: s for s in self.statements if isinstance(s, Load)}
         self.defined = {s.node for s in self.statements if isinstance(s, Load | Contract | Fold)}
         self.in_place: dict[ir.Node, str] = {s.local: s.buffer for s in self.statements if isinstance(s, Begin) and s.buffer is not None}
-        factors = {n for s in self.statements if isinstance(s, Contract | Accumulate) for n in (s.lhs, s.rhs) if n is not None}
         for s in self.statements:
-            if isinstance(s, Compute) and (s.node in factors or not self.is_index_only(s.node)):
+            if isinstance(s, Compute) and not self.is_index_only(s.node):
                 self.defined.add(s.node)
 
     def space(self, *nodes: ir.Node) -> Space:
@@ -187,7 +186,7 @@ class Lowering:
         """The statement as a matrix product, or None where it has not that form."""
         space, left, right = self.space(target), self.space(lhs), self.space(rhs)
         depth = [a for a in self.space(lhs, rhs) if a in over]
-        made = all(n in self.defined or isinstance(n, Local) for n in (lhs, rhs))
+        made = all(n.kind == "real" and (n in self.defined or isinstance(n, Local)) for n in (lhs, rhs))
         if not made or len(depth) != 1 or depth[0] not in left or depth[0] not in right or {*left, *right} != {*space, *depth}:
             return None
         columns = space[-1] if space else None

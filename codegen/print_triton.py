@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 RESERVED = frozenset({*keyword.kwlist, *HELPERS, "tl", "triton", "range", "float", "tensors", "strides", "extents", "origins", "params"})
 
 
-def print_triton(plan: plans.Plan, spec: Specialization, spec_text: str = "") -> Module:
-    """The Triton source of a plan.
+def print_triton(plan: plans.Plan, spec: Specialization, spec_text: str = "", target: str = "sm_80") -> Module:
+    """The Triton source of a plan. ``target`` chooses launch options; the source runs on any GPU.
 
     Raises ``UnprintablePlan`` for what no GPU plan has: an accumulator in memory, or an axis that no loop or grid fixes.
     """
     names = {node: safe_name(name) for node, name in plan.names.items()}
     lines = spec_text.splitlines()
-    printed = [KernelPrinter(plan, kernel, spec, names, lines).print() for kernel in plan.kernels]
+    printed = [KernelPrinter(plan, kernel, spec, names, lines, target).print() for kernel in plan.kernels]
     helpers = {h for kernel in printed for h in kernel.helpers}
     text = _template("triton_module.py.jinja").render(
         header=list(_header(plan, spec, lines)),
@@ -63,8 +63,9 @@ def _entry(kernel: PrintedKernel) -> Entry:
     return Entry(kernel.name, kernel.buffers, kernel.extents, kernel.origins, kernel.params)
 
 
-def _dict_text(options: Mapping[str, int | bool]) -> str:
-    return "{" + ", ".join(f'"{k}": {v!r}' for k, v in options.items()) + "}"
+def _dict_text(options: Mapping[str, int | bool | str]) -> str:
+    """A dict as source; strings are source themselves."""
+    return "{" + ", ".join(f'"{k}": {v if isinstance(v, str) else repr(v)}' for k, v in options.items()) + "}"
 
 
 def _header(plan: plans.Plan, spec: Specialization, spec_lines: Iterable[str]) -> Iterable[str]:

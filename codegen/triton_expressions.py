@@ -33,6 +33,9 @@ HELPERS = tuple(
 # Binding strength of what Python writes between operands, loosest first.
 COMPARE, OR, AND, SUM, PRODUCT, SIGN, ATOM = range(7)
 
+EXACT_IN_HALF = (0, 1, -1, math.inf, -math.inf)
+"""Numbers beside which a half need not be widened."""
+
 FLOAT32_MAX = 3.4028234663852886e38
 FLOAT32_TINY = 1.1754943508222875e-38
 
@@ -282,13 +285,13 @@ class Expressions:
             case "neg", [x]:
                 x = real(x) if kind == "real" else whole_number(x)
                 return Shown(f"-{wrapped(x, SIGN)}", SIGN, dims, x.dtype)
-            case ("and" | "or"), [x, y]:
+            case (("and" | "or"), [x, y]):
                 return connected(op, x, y, dims)
             case "not", [x]:
                 # A scalar may be a plain bool under the interpreter, and ~True is -2.
                 text = f"~{wrapped(x, SIGN)}" if dims else f"{wrapped(x, OR)} == 0"
                 return Shown(text, SIGN if dims else COMPARE, dims, "bool")
-            case ("min" | "max"), [x, y]:
+            case (("min" | "max"), [x, y]):
                 return _call("tl.minimum" if op == "min" else "tl.maximum", _alike(kind, args), dims)
             case "clamp", [x, low, high]:
                 x, low, high = _alike(kind, args)
@@ -296,7 +299,7 @@ class Expressions:
                 return _call("tl.minimum", [raised, high], dims)
             case "where", [c, x, y]:
                 return self._where(kind, c, x, y, dims)
-            case ("stopgrad" | "clipgrad"), [x, *_]:
+            case (("stopgrad" | "clipgrad"), [x, *_]):
                 return x
             case "abs", [x]:
                 return _call("tl.abs", [real(x) if kind == "real" else whole_number(x)], dims)
@@ -304,7 +307,7 @@ class Expressions:
                 return _sign(kind, x, dims)
             case "relu", [x]:
                 return _call("tl.maximum", [real(x), literal(0.0)] if kind == "real" else [x, literal(0)], dims)
-            case ("floor" | "ceil" | "round"), [x]:
+            case (("floor" | "ceil" | "round"), [x]):
                 return self._rounded(op, x)
             case "logaddexp", [x, y]:
                 return _call(self.helper("logaddexp"), [real_tensor(x), real_tensor(y)], dims)
@@ -327,6 +330,10 @@ class Expressions:
     def _where(self, kind: ir.Kind, c: Shown, x: Shown, y: Shown, dims: tuple[str, ...]) -> Shown:
         if c.value is not None:
             return x if c.value else y
+        halves = {s.dtype for s in (x, y) if s.value is None}
+        if len(halves) == 1 and halves <= set(HALF) and all(s.value is None or s.value in EXACT_IN_HALF for s in (x, y)):
+            plain = [s if s.value is None else literal(float(s.value)) for s in (x, y)]
+            return replace(_call("tl.where", [c, *plain], dims), dtype=halves.pop())
         return _call("tl.where", [c, *_alike(kind, [x, y])], dims)
 
     def _rounded(self, op: str, x: Shown) -> Shown:
@@ -335,9 +342,7 @@ class Expressions:
         function = self.helper("round_half_even") if op == "round" else f"tl.{op}"
         return cast(_call(function, [real_tensor(x)], x.dims), "int64")
 
-    def _whole_division(
-        self, op: str, kind: ir.Kind, x: Shown, y: Shown, dims: tuple[str, ...], nodes: Sequence[ir.Node]
-    ) -> Shown:
+    def _whole_division(self, op: str, kind: ir.Kind, x: Shown, y: Shown, dims: tuple[str, ...], nodes: Sequence[ir.Node]) -> Shown:
         if x.dtype in FLOATING or y.dtype in FLOATING:
             if op == "mod":
                 return _call(self.helper("real_modulo"), [real_tensor(x), real_tensor(y)], dims)
@@ -429,7 +434,8 @@ def _inverse(divisor: Shown) -> Shown | None:
 def _compare(sign: str, x: Shown, y: Shown, dims: tuple[str, ...]) -> Shown:
     """Neither operand may be a comparison itself: Python would chain them."""
     if x.dtype in FLOATING or y.dtype in FLOATING:
-        x, y = real(x), real(y)
+        if not any(s.dtype in HALF and o.value in EXACT_IN_HALF for s, o in ((x, y), (y, x))):
+            x, y = real(x), real(y)
     elif x.dtype != y.dtype:
         x, y = whole_number(x), whole_number(y)
     x, y = spread(x, dims), spread(y, dims)
@@ -438,6 +444,8 @@ def _compare(sign: str, x: Shown, y: Shown, dims: tuple[str, ...]) -> Shown:
 
 def _arithmetic(op: str, kind: ir.Kind, x: Shown, y: Shown, dims: tuple[str, ...]) -> Shown:
     sign, level = {"add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT)}[op]
+    if op == "sub" and x == y and x.dtype in HALF:
+        return _infix(sign, level, x, y, dims, x.dtype)  # 0, or nan: whether a value is finite
     if kind == "real":
         return _infix(sign, level, real(x), real(y), dims, "float32")
     x, y = whole_number(x), whole_number(y)

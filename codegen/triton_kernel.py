@@ -54,7 +54,7 @@ class PrintedKernel:
     arguments: list[str]
     body: list[str]
     launch: list[str]
-    options: dict[str, int | bool]
+    options: dict[str, int | bool | str]
     helpers: set[str]
     buffers: tuple[str, ...]
     extents: tuple[str, ...]
@@ -72,6 +72,7 @@ class KernelPrinter:
         spec: Specialization,
         node_names: Mapping[ir.Node, str],
         spec_lines: Sequence[str],
+        target: str,
     ) -> None:
         if kernel.owner:
             raise UnprintablePlan(f"kernel {kernel.name} owns memory that it adds to in place: a plan for a CPU")
@@ -82,6 +83,7 @@ class KernelPrinter:
         self._compiled_params = dict(spec.params)
         self._extents = {a: e for a, e in spec.extents if a in kernel.whole}
         self._spec_lines = spec_lines
+        self._target = target
         self._spec_line: int | None = None
 
         self._sizes = padded_extents(kernel, self._extents)
@@ -184,7 +186,7 @@ class KernelPrinter:
         return Shown(self._reading("scalar", axis, self._names.scalar(axis)), dtype="int64")
 
     def _show_offsets(self, axis: str) -> Shown:
-        return Shown(self._reading("offsets", axis, self._names.offsets(axis)), dims=(axis,), dtype="int64")
+        return Shown(self._reading("offsets", axis, self._names.offsets(axis)), dims=(axis,), dtype="int32")
 
     def _show_inside(self, axis: str) -> Shown:
         return Shown(self._reading("inside", axis, self._names.inside(axis)), dims=(axis,), dtype="bool")
@@ -363,9 +365,7 @@ class KernelPrinter:
         """Where the tile starts on an axis, as int64, to be multiplied with strides."""
         return Shown(self._reading("base", axis, self._names.base(axis)), dtype="int64")
 
-    def _conditions(
-        self, buffer: str, at: Mapping[str, Shown], checked: Sequence[str], dims: tuple[str, ...]
-    ) -> list[Shown]:
+    def _conditions(self, buffer: str, at: Mapping[str, Shown], checked: Sequence[str], dims: tuple[str, ...]) -> list[Shown]:
         """What an access must fulfil: no padding, and the extents of checked axes."""
         own = [a for a in checked if a in self._kernel.tiled and a not in at]
         conditions = [self._show_inside(a) for a in dims if a in self._padding or a in own]
@@ -790,7 +790,7 @@ class KernelPrinter:
                 pointers.append(f"{names.pointer(buffer)} += {' + '.join(terms)}")
         tiles = [line for axis in self._framed_axes() for line in self._definitions(axis, self._read)]
         for axis in self._all_read("offsets"):
-            tiles.append(f"{names.offsets(axis)} = tl.arange(0, {self._span(axis)}).to(tl.int64)")
+            tiles.append(f"{names.offsets(axis)} = tl.arange(0, {self._span(axis)}).to({names.offset_type()})")
         rest = names.get("program", "program")
         decoded = []
         if kernel.rows is not None:
@@ -833,8 +833,11 @@ class KernelPrinter:
     def _is_argument(self, axis: str) -> bool:
         return axis not in self._extents
 
-    def _arguments(self) -> tuple[list[str], dict[str, int | bool]]:
-        """Lines of the function's arguments, and the values of those that are compiled in, with the launch options."""
+    def _arguments(self) -> tuple[list[str], dict[str, int | bool | str]]:
+        """Lines of the function's arguments, and the values of those that are compiled in, with the launch options.
+
+        A value that is a string is source text.
+        """
         names, kernel = self._names, self._kernel
         lines = [", ".join(names.pointer(b) for b in self._buffers())]
         for buffer in self._buffers():
@@ -847,29 +850,21 @@ class KernelPrinter:
             [f"{names.param(p)}: tl.float32" for p in self._all_read("param")],
         )
         lines += [", ".join(group) for group in groups if group]
-        constants: dict[str, int | bool] = {names.block(a): self._sizes[a] for a in self._all_read("block")}
+        constants: dict[str, int | bool | str] = {names.block(a): self._sizes[a] for a in self._all_read("block")}
         for axis in kernel.whole:
             if ("extent", axis) in self._read:
                 constants[names.extent(axis)] = self._extents[axis]
             if ("padded", axis) in self._read:
                 constants[names.padded(axis)] = self._sizes[axis]
         constants |= {names.param(p): self._compiled_params[p] for p in self._all_read("constant")}
+        if self._all_read("offsets"):
+            constants[names.offset_type()] = "tl.int32"
         if constants:
             lines.append(", ".join(f"{name}: tl.constexpr" for name in constants))
         return lines, constants | self._launch_options()
 
     def _launch_options(self) -> dict[str, int | bool]:
-        kernel = self._kernel
-        swept = [s.block for s in self._statements if isinstance(s, plans.Loop) and s.block]
-        tiles = [s.local for s in self._statements if isinstance(s, plans.Begin) and len(self._expressions.dims(s.local)) > 1]
-        halves = [d for b in self._buffers() if (d := self._dtypes[b]) in HALF]
-        warps, stages = launch_options(
-            rows=kernel.tiled[kernel.rows] if kernel.rows else 1,
-            swept=max(swept, default=1),
-            widest=max((self._sizes[a] for a in kernel.whole), default=1),
-            element_bytes=2 if halves else 4,
-            accumulators=len(tiles),
-        )
+        warps, stages = launch_options(max((self._sizes[a] for a in self._kernel.whole), default=1), self._target)
         return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
     def _launch(self, extents: tuple[str, ...]) -> list[str]:
@@ -885,10 +880,29 @@ class KernelPrinter:
         lines.append(f"programs = {' * '.join(counts) or '1'}")
         lines.append(f"if programs > {MAX_PROGRAMS}:")
         lines.append(f'    raise ValueError(f"{kernel.name}: {{programs}} programs, more than a grid holds")')
+        options = f"{kernel.name}_options"
+        reaches = self._reaches()
+        if reaches:
+            reach = f"max({', '.join(reaches)})" if len(reaches) > 1 else reaches[0]
+            lines.append("# The farthest element of a tile decides whether 32 bits are enough for offsets in it.")
+            lines.append(f"reach = {reach}")
+            lines.append(f'options = {options} if reach < 2147483648 else {{**{options}, "{names.offset_type()}": tl.int64}}')
+            options = "options"
         lines.append("if programs:")
         given = "*tensors, *strides, *extents, *origins, *params"
-        lines.append(f"    {kernel.name}[(programs,)]({given}, **{kernel.name}_options)")
+        lines.append(f"    {kernel.name}[(programs,)]({given}, **{options})")
         return lines
+
+    def _reaches(self) -> list[str]:
+        """For every tensor, how far its tile reaches: the sum over the axes of the tile of stride times size."""
+        reaches, position = [], 0
+        for buffer in self._buffers():
+            axes = self._plan.buffers[buffer].axes
+            terms = [f"strides[{position + n}] * {self._sizes[a]}" for n, a in enumerate(axes) if a in self._kernel.tile_order]
+            if terms:
+                reaches.append(" + ".join(terms))
+            position += len(axes)
+        return reaches if self._all_read("offsets") else []
 
 
 def _weight_pivot(statement: plans.Statement) -> ir.Node | None:

@@ -30,8 +30,12 @@ class KernelNames:
         return self.get(f"{axis}_index", "index", axis)
 
     def offsets(self, axis: str) -> str:
-        """Offsets in a tile along an axis, from 0 and as int64, to be multiplied with strides."""
+        """Offsets in a tile along an axis, from 0, to be multiplied with strides."""
         return self.get(f"{axis}_offsets", "offsets", axis)
+
+    def offset_type(self) -> str:
+        """The int dtype of offsets in a tile."""
+        return self.get("OFFSET", "offset type")
 
     def base(self, axis: str) -> str:
         """Where the tile starts, as int64."""

@@ -79,6 +79,8 @@ class Running:
     scatter: tuple[str, ir.Node] | None = None
     companion: Local | None = None
     buffer: str | None = None
+    sparse: bool = False
+    """An operand is a sum by position: exactly 0 where no element fell, whatever the other operand is there."""
 
 
 @dataclass(slots=True)
@@ -301,7 +303,8 @@ class KernelBuilder:
             self.finals[s] = ir.pointwise("add", carried, origin(axis))
             return
         carried = self._fresh(self._result_name(s, "acc" if set(s.axes) & self.structure.whole else f"row_{s.op}"), s.axes, s.kind)
-        running.append(Running(carried, s.op, operand, condition, over))
+        sparse = any(isinstance(f, ir.Reduce) and scatter_axis(f) is not None for f in factors(s.x))
+        running.append(Running(carried, s.op, operand, condition, over, sparse=sparse))
         self.finals[s] = carried
 
     def _plan_law(self, s: ir.Reduce, law: Law, condition: ir.Node, running: list[Running]) -> None:
@@ -524,7 +527,9 @@ class KernelBuilder:
         rhs: ir.Node | None = None
         if rhs_parts:
             rhs = product(rhs_parts)
-            if not full and r.condition is not algebra.TRUE:
+            if r.sparse:
+                lhs, rhs = self._shield(lhs, rhs, ir.pointwise("ne", lhs, ZERO))
+            elif not full and r.condition is not algebra.TRUE:
                 lhs, rhs = self._shield(lhs, rhs, condition)
             self._emit(rhs)
         self._emit(lhs)

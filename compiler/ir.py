@@ -153,7 +153,7 @@ def make(cls: type[N], axes: Iterable[str], kind: Kind, *fields: Any) -> N:
     key = (cls, axes, kind, fields, mark)
     found = _interned.get(key)
     if found is None:
-        found = _interned[key] = cls(axes, kind, *fields)
+        found = _interned.setdefault(key, cls(axes, kind, *fields))  # another thread may have been faster
     assert isinstance(found, cls)
     return found
 

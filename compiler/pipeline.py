@@ -170,9 +170,9 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     by_node = {node: name for name, node in reversed(outputs.items())}
     candidates: dict[ir.Node, Buffer] = {}
     for n in sweeps:
-        dtype: Dtype = "int32" if n.kind != "real" else "input" if set(n.axes) & structure.whole else "float32"
+        dtype: Dtype = "int32" if n.kind != "real" else _wide_dtype(lowered) if set(n.axes) & structure.whole else "float32"
         if n in by_node and not _declared_dtype(lowered, by_node[n]):
-            candidates[n] = Buffer(by_node[n], layout[n], "input" if dtype == "float32" else dtype, "output")
+            candidates[n] = Buffer(by_node[n], layout[n], "input" if n.kind == "real" else dtype, "output")
         else:
             candidates[n] = Buffer(
                 f"saved_{len(candidates)}_{lowered.graph.names.get(n, n.op if isinstance(n, ir.Reduce) else 'value')}",
@@ -224,7 +224,9 @@ def _plan(
     tasks = [*planner.tasks.values(), *planner.spread]
     for task in tasks:
         if task.buffer not in buffers:
-            buffers[task.buffer] = Buffer(task.buffer, structure.sort(task.node.axes), _temporary_dtype(task, structure), "temporary")
+            buffers[task.buffer] = Buffer(
+                task.buffer, structure.sort(task.node.axes), _temporary_dtype(lowered, task, structure), "temporary"
+            )
     groups = group_tasks(tasks, structure)
     stored = {n: b.name for n, b in known.items()} | {t.node: t.buffer for t in tasks}
     context = _context(lowered, structure, stored, buffers)
@@ -257,10 +259,15 @@ def _check_whole(lowered: Lowered, structure: Structure) -> None:
             raise NotFused(f"axis {axis} would be kept whole in a tile, and its extent {extents[axis]} is above {WHOLE_LIMIT}")
 
 
-def _temporary_dtype(task: Task, structure: Structure) -> Dtype:
+def _wide_dtype(lowered: Lowered) -> Dtype:
+    """The dtype of a stored value with a head axis: what matrix products on the target take."""
+    return "float32" if lowered.target.backend == "c" else "input"
+
+
+def _temporary_dtype(lowered: Lowered, task: Task, structure: Structure) -> Dtype:
     if task.node.kind != "real":
         return "bool" if task.node.kind == "bool" else "int32"
-    return "input" if not task.sweeps and set(task.node.axes) & structure.whole else "float32"
+    return _wide_dtype(lowered) if not task.sweeps and set(task.node.axes) & structure.whole else "float32"
 
 
 def _buffers(

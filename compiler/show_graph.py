@@ -81,8 +81,10 @@ class _Writer:
         return "\n".join(self.lines) + "\n"
 
     def _free(self, name: str | None) -> str:
+        """A name that no other line has: the given one, or the next number."""
         wanted, count = name or "t1", 1
-        while wanted in self.taken:
+        reserved = set() if name else set(self.given.values())
+        while wanted in self.taken | reserved:
             count += 1
             wanted = f"{name}_{count}" if name else f"t{count}"
         self.taken.add(wanted)

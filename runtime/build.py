@@ -100,7 +100,7 @@ def _load(record: ProgramRecord) -> tuple[Launch, ...]:
         return tuple(_with_threads(functions[name], functions["set_threads"]) for name in names)
     from .triton_loader import load_triton
 
-    launchers = load_triton(Module("triton", record.text, record.entries), _folder(record))
+    launchers = load_triton(Module("triton", record.text, record.entries), _folder(record), _filename(record))
     return tuple(launchers[name] for name in names)
 
 

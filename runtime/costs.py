@@ -151,14 +151,14 @@ class _Counting:
         return found
 
     def _loop(self, loop: Loop, visits: Counter[tuple[str, int]]) -> Cost:
-        extent = self.extents[loop.axis]
+        extent = self.extents.get(loop.axis, 1)  # what is not an axis is a condition: it runs once or not at all
         start, stop = self._bound(loop.start, 0), min(self._bound(loop.stop, extent), extent)
         outer = self.edges.get(loop.axis)
         cost = Cost()
         for tile in _tiles(start, stop, loop.block or 1, extent):
             self.edges[loop.axis] = tile
             if not self._skipped(loop):
-                visits[loop.axis, tile[0]] += 1
+                visits[loop.axis, tile[0]] += loop.axis in self.extents
                 cost += self._body(loop.body)
         if outer is None:
             self.edges.pop(loop.axis, None)

@@ -20,6 +20,7 @@ __all__ = ["execute", "traced_call"]
 
 ASKED = "backend='reference' was asked for"
 FLOAT64 = "the inputs are float64, and generated kernels compute in float32"
+NO_INPUTS = "there is no input whose device it could run on"
 STATES = "initial and final values of states run as PyTorch so far"
 
 
@@ -52,7 +53,9 @@ def _choose(call: Call) -> Variant | Unfused:
         return known
     if call.backend == "reference":
         return Unfused((ASKED,))
-    if any(t.dtype == torch.float64 for t in call.inputs.values()):
+    if not call.inputs:
+        return Unfused((NO_INPUTS,))
+    if call.bound.promoted == torch.float64:
         return Unfused((FLOAT64,))
     if call.initial or call.return_final:
         return Unfused((STATES,))

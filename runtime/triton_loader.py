@@ -39,22 +39,22 @@ class Launcher(Protocol):
     ) -> None: ...
 
 
-def load_triton(module: Module, folder: Path) -> dict[str, Launcher]:
-    """The launchers of a generated module, by the names of its entries; the source is kept in ``folder``.
+def load_triton(module: Module, folder: Path, filename: str | None = None) -> dict[str, Launcher]:
+    """The launchers of a generated module, by the names of its entries; the source is kept in ``folder``, as ``filename`` if given.
 
     Raises ``NoDevice`` where no GPU is there and Triton does not interpret. Triton decides when it is first imported whether
     it interprets: ``TRITON_INTERPRET=1`` must be set by then.
     """
     _require_device()
-    imported = import_generated(module, folder)
+    imported = import_generated(module, folder, filename)
     return {entry.name: _on_device_of_tensors(getattr(imported, f"launch_{entry.name}")) for entry in module.entries}
 
 
-def import_generated(module: Module, folder: Path) -> ModuleType:
+def import_generated(module: Module, folder: Path, filename: str | None = None) -> ModuleType:
     """The module as Python imports it; nothing is compiled yet, and no GPU is needed."""
     digest = hashlib.sha256(module.text.encode()).hexdigest()[:16]
     stem = "_".join(entry.name for entry in module.entries)[:60]
-    path = Path(folder) / f"{stem}__{digest}.py"
+    path = Path(folder) / (filename or f"{stem}__{digest}.py")
     if not path.exists() or path.read_text(encoding="utf-8") != module.text:
         _write(path, module.text)
     name = f"weft_generated_{digest}"

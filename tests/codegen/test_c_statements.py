@@ -113,6 +113,16 @@ def test_contract(form: str) -> None:
     torch.testing.assert_close(CPlan(plan, "float32", extents)({"left": a, "right": b})["out"], expected)
 
 
+def test_contract_of_positions() -> None:
+    """A factor that is an int is multiplied as a number, not taken for a tile of reals."""
+    place, out = op("add", p.index("i"), p.origin("i")), product("out", "n")
+    body = (p.Load(X, "x", (), ()), p.Compute(place), p.Contract(out, place, X, ("i",)), p.Store("out", out, ()))
+    plan = make_plan("forward", [buffer("x", "i n"), buffer("out", "n", out=True)], [kernel(body, "i n")], {})
+    x = randn(19, 6)
+    result = CPlan(plan, "float32", {"i": 19, "n": 6})({"x": x}, origins={"i": 3})["out"]
+    torch.testing.assert_close(result, (torch.arange(3, 22).double() @ x.double()).float(), rtol=1e-5, atol=1e-4)
+
+
 def test_gather_by_a_computed_index_reads_zero_outside() -> None:
     table, place = tensor("table", "i"), tensor("place", "i", "int")
     shifted = op("sub", place, ir.const(1))

@@ -1,0 +1,19 @@
+"""Checks of kernels in Triton's interpreter, collected by ``test_check_triton.py`` in a process of their own."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.evidence.library import REQUIRED, kernel
+from weft.runtime.check import check_kernel, render
+
+PART, PARTS = (int(n) for n in os.environ.get("WEFT_TEST_PART", "0/1").split("/"))
+DTYPES = tuple(os.environ.get("WEFT_TEST_DTYPES", "float32").split(","))
+
+
+@pytest.mark.parametrize("name", REQUIRED[PART::PARTS])
+def test_kernel(name: str) -> None:
+    report = check_kernel(kernel(name), backend="triton", dtypes=DTYPES, trials=1, strict=True)
+    assert report.passed, render(report)

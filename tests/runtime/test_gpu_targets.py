@@ -1,0 +1,121 @@
+"""Kernels compiled ahead of time for GPUs that are not here, and what their binaries show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from tests.codegen import sample_plans as samples
+from weft.codegen.gpu_blocks import default_blocks, launch_options
+from weft.codegen.print_triton import print_triton
+from weft.codegen.source import Entry, Module, Specialization
+from weft.runtime.gpu_targets import TARGETS, KernelReport, TargetName, compile_for
+from weft.runtime.triton_loader import NoDevice, load_triton
+
+
+@pytest.fixture(autouse=True)
+def own_triton_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
+
+
+def attention(direction: str, dtype: str, width: int, target: TargetName, folder: Path) -> list[KernelReport]:
+    """Reports of causal attention with the default blocks for its head dim."""
+    extents = {"d": width, "e": width}
+    accumulators = 1 if direction == "forward" else 2
+    rows, swept = default_blocks(extents, 4 if dtype == "float32" else 2, accumulators, target)
+    make = samples.attention_forward if direction == "forward" else samples.attention_backward
+    plan = make(rows, swept)
+    spec = samples.specialization(plan, dtype, extents)
+    return compile_for(print_triton(plan, spec, samples.SPEC_TEXT), spec, target, folder)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(("width", "dtype"), [(64, "bfloat16"), (128, "float16")])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_attention_spills_nothing_and_uses_tensor_cores(target: TargetName, width: int, dtype: str, direction: str, tmp_path: Path) -> None:
+    for report in attention(direction, dtype, width, target, tmp_path):
+        assert not report.spills, str(report)
+        assert report.fits, str(report)
+        assert (report.tensor_core_instructions > 0) == (report.dots > 0), str(report)
+        assert report.dots == {"forward": 4, "row_delta": 0, "key_gradients": 4, "query_gradients": 6}[report.kernel]
+
+
+@pytest.mark.parametrize("target", ["sm_100", "gfx942"])
+def test_attention_compiles_for_other_targets(target: TargetName, tmp_path: Path) -> None:
+    (report,) = attention("forward", "float16", 64, target, tmp_path)
+    assert report.tensor_core_instructions > 0
+    assert report.fits
+    assert not report.spills, str(report)
+
+
+def test_float32_products_are_exact_and_need_no_tensor_cores(tmp_path: Path) -> None:
+    (report,) = attention("forward", "float32", 32, "sm_80", tmp_path)
+    assert report.dots == 4
+    assert report.tensor_core_instructions == 0
+
+
+@pytest.mark.parametrize("width", [40, 72])
+def test_padded_head_dims_compile(width: int, tmp_path: Path) -> None:
+    (report,) = attention("forward", "bfloat16", width, "sm_80", tmp_path)
+    assert report.tensor_core_instructions > 0
+
+
+SPILLING = """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def kernel(x_ptr, out_ptr, x_stride_i, x_stride_d, out_stride_i, out_stride_d, i_size: tl.int32, N: tl.constexpr):
+    rows = tl.arange(0, N)
+    x = tl.load(x_ptr + rows[:, None] * x_stride_i + rows[None, :] * x_stride_d)
+    squared = tl.dot(x, x)
+    for _ in range(i_size):
+        squared = tl.dot(tl.exp(squared).to(tl.float16), x, squared)
+    tl.store(out_ptr + rows[:, None] * out_stride_i + rows[None, :] * out_stride_d, squared)
+
+
+kernel_options = {"N": 128, "num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
+"""
+
+
+@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+def test_spills_are_reported(target: TargetName, tmp_path: Path) -> None:
+    """An accumulator of 128 x 128 floats does not fit into the registers of one warp; one of 32 x 32 does."""
+    module = Module("triton", SPILLING, (Entry("kernel", ("x", "out"), ("i",), (), ()),))
+    spec = Specialization((("x", "float16"), ("out", "float16")), (), ())
+    (spilling,) = compile_for(module, spec, target, tmp_path)
+    assert spilling.spills
+    assert spilling.spill_bytes > 0
+    assert spilling.spill_stores > 0
+    assert spilling.spill_loads > 0
+    assert "bytes spilled" in str(spilling)
+    (small,) = compile_for(module, spec, target, tmp_path, {"N": 32})
+    assert not small.spills
+    assert "no spills" in str(small)
+
+
+def test_without_a_gpu_loading_says_what_to_do(tmp_path: Path) -> None:
+    import torch
+    import triton
+
+    if torch.cuda.is_available() or triton.knobs.runtime.interpret:
+        pytest.skip("there is something to run on")
+    plan = samples.pointwise_kernel("neg", 1)
+    with pytest.raises(NoDevice, match="TRITON_INTERPRET=1"):
+        load_triton(print_triton(plan, samples.specialization(plan, "float32", {})), tmp_path)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("element_bytes", [2, 4])
+@pytest.mark.parametrize("width", [1, 16, 64, 96, 128, 192, 256])
+def test_blocks_are_fit_for_matrix_products(target: str, element_bytes: int, width: int) -> None:
+    for accumulators in (1, 2, 3):
+        rows, swept = default_blocks({"d": width}, element_bytes, accumulators, target)
+        assert rows >= 16
+        assert swept >= 16
+        assert rows * swept <= 64 * 64
+    assert launch_options(width, target) in ((4, 2), (8, 2))
