@@ -20,26 +20,6 @@ NVIDIA's tensor cores are not used and operands take twice the space: 32 x 16 sp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-
-def default_blocks(whole_extents: Mapping[str, int], element_bytes: int, accumulators: int, target: str) -> tuple[int, int]:
-    """Blocks of the rows and of the axis that is swept.
-
-    ``whole_extents`` are those of the axes kept whole in a tile, ``element_bytes`` those of the floating inputs, and
-    ``accumulators`` the number of tiles of rows times a whole axis that a sweep carries: 1 for attention's forward and dq,
-    2 for dk with dv.
-    """
-    widest = max(whole_extents.values(), default=1)
-    several = accumulators > 1
-    if element_bytes > 2:
-        return (32, 32) if widest <= 64 and not several else (32, 16) if widest <= 128 else (16, 16)
-    if widest <= 64:
-        return (32, 32) if several else (64, 32)
-    if widest <= 128:
-        return (32, 32) if several or target == "gfx942" else (64, 64)
-    return (32, 16) if several else (32, 32)
-
 
 def launch_options(widest: int, target: str) -> tuple[int, int]:
     """``num_warps`` and ``num_stages`` of a kernel whose widest whole axis, padded, is ``widest``.

@@ -404,6 +404,9 @@ class Expressions:
 
 def connected(op: str, x: Shown, y: Shown, dims: tuple[str, ...]) -> Shown:
     """``x & y`` or ``x | y``; where one is a scalar, as a choice: Triton's interpreter spreads a flag over a tile as ints."""
+    for known, other in ((x, y), (y, x)):
+        if known.value is not None:
+            return other if bool(known.value) == (op == "and") else literal(op == "or")
     if bool(x.dims) != bool(y.dims):
         scalar, tile = (y, x) if x.dims else (x, y)
         choice = (tile, literal(False)) if op == "and" else (literal(True), tile)

@@ -101,6 +101,8 @@ class KernelPrinter:
         self._read: set[tuple[str, str]] = set()
         self._lines: list[str] = []
         self._depth = 0
+        self._open_loops: list[str] = []
+        """Axes that enclosing loops step through one index at a time."""
 
     def print(self) -> PrintedKernel:
         self._print_body(self._kernel.body)
@@ -183,6 +185,8 @@ class KernelPrinter:
         return self._show_scalar(axis)
 
     def _show_scalar(self, axis: str) -> Shown:
+        if axis not in self._kernel.grid and axis not in self._open_loops:
+            raise UnprintablePlan(f"kernel {self._kernel.name} reads the index of {axis}, which neither its grid nor a loop fixes")
         return Shown(self._reading("scalar", axis, self._names.scalar(axis)), dtype="int64")
 
     def _show_offsets(self, axis: str) -> Shown:
@@ -689,14 +693,23 @@ class KernelPrinter:
         self._spec_line = None
 
     def _print_steps(self, loop: plans.Loop) -> None:
+        """A loop over single indices; one that runs once or not at all is printed as the condition that it is."""
         axis = loop.axis
-        bounds = [b for b in (self._bound(loop.start), self._bound(loop.stop)) if b != "0"] or ["0"]
+        condition = _once_if(loop)
+        self._open_loops.append(axis)
         with self._inner_lines() as (lines, read), self._scope():
             self._print_body(loop.body)
-        step = self._names.step(axis) if ("scalar", axis) in read else "_"
-        self._emit(f"for {step} in range({', '.join(bounds)}):")
-        if ("scalar", axis) in read:
-            self._emit(f"    {self._names.scalar(axis)} = tl.cast({step}, tl.int64)")
+        self._open_loops.pop()
+        is_read = ("scalar", axis) in read
+        if condition is not None and not is_read:
+            text = self._expressions.show(condition).text
+            self._emit(f"if {text if len(text) <= MAX_INLINE else self._short(text, 'applies')}:")
+        else:
+            bounds = [self._short(b, f"{axis}_{end}") for b, end in ((self._bound(loop.start), "first"), (self._bound(loop.stop), "last"))]
+            step = self._names.step(axis) if is_read else "_"
+            self._emit(f"for {step} in range({', '.join(bounds[1:] if bounds[0] == '0' else bounds)}):")
+        if is_read:
+            self._emit(f"    {self._names.scalar(axis)} = tl.cast({self._names.step(axis)}, tl.int64)")
         self._lines += lines
         self._read |= read - {("scalar", axis)}
 
@@ -883,9 +896,11 @@ class KernelPrinter:
         options = f"{kernel.name}_options"
         reaches = self._reaches()
         if reaches:
-            reach = f"max({', '.join(reaches)})" if len(reaches) > 1 else reaches[0]
             lines.append("# The farthest element of a tile decides whether 32 bits are enough for offsets in it.")
-            lines.append(f"reach = {reach}")
+            if len(reaches) == 1:
+                lines.append(f"reach = {reaches[0]}")
+            else:
+                lines += ["reach = max(", *(f"    {r}," for r in reaches), ")"]
             lines.append(f'options = {options} if reach < 2147483648 else {{**{options}, "{names.offset_type()}": tl.int64}}')
             options = "options"
         lines.append("if programs:")
@@ -903,6 +918,15 @@ class KernelPrinter:
                 reaches.append(" + ".join(terms))
             position += len(axes)
         return reaches if self._all_read("offsets") else []
+
+
+def _once_if(loop: plans.Loop) -> ir.Node | None:
+    """The condition of a loop from 0 to ``where(condition, 1, 0)``."""
+    match loop.start, loop.stop:
+        case ir.Const(value=0), ir.Pointwise(op="where", args=(condition, ir.Const(value=1), ir.Const(value=0))):
+            return condition
+        case _:
+            return None
 
 
 def _weight_pivot(statement: plans.Statement) -> ir.Node | None:

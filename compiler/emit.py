@@ -92,8 +92,8 @@ class Context:
     """Values in memory: inputs, saved values, results of earlier tasks."""
     layout: dict[str, tuple[str, ...]]
     """Axes of every buffer, in memory order."""
-    rows_block: int
-    loop_block: int
+    blocks: Callable[[int], tuple[int, int]]
+    """(rows, swept) tile sizes of a kernel that carries this many tiles with a whole axis."""
     loops_first: bool
     """Order of the dimensions of a score tile: swept axis first (vectors run along the rows) or rows first."""
     names: dict[ir.Node, str]
@@ -129,10 +129,11 @@ class KernelBuilder:
         self.finals: dict[ir.Node, ir.Node] = {}
         self.unfinished: list[Callable[[], None]] = []
         self.block: dict[str, int] = {}
+        rows_block, loop_block = context.blocks(sum(bool(whole & set(s.axes)) for s in group.sweeps))
         if self.rows:
-            self.block[self.rows] = context.rows_block
+            self.block[self.rows] = rows_block
         for axis in self.tiled_loops.values():
-            self.block[axis] = context.loop_block
+            self.block[axis] = loop_block
         self.pivots: list[Pivot] = []
         self.read = {n for g in (group, extra) if g is not None for t in g.tasks for n in t.needs if n in context.stored}
 

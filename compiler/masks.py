@@ -139,7 +139,12 @@ def solve(condition: ir.Node | None, axis: str, tiles: frozenset[str]) -> Range:
 def _solve_one(condition: ir.Node, axis: str, tiles: frozenset[str]) -> Range:
     match condition:
         case ir.Pointwise(op="or", args=(a, b)):
-            return _unite(solve(a, axis, tiles), solve(b, axis, tiles))
+            left, right = solve(a, axis, tiles), solve(b, axis, tiles)
+            if axis not in a.axes and right.full_start is None:
+                left = _from_the_other_end(left, axis)
+            if axis not in b.axes and left.full_start is None:
+                right = _from_the_other_end(right, axis)
+            return _unite(left, right)
         case ir.Pointwise(op="and"):
             return solve(condition, axis, tiles)
         case ir.Const(value=True):
@@ -156,6 +161,8 @@ def _solve_one(condition: ir.Node, axis: str, tiles: frozenset[str]) -> Range:
 def _solve_affine(form: Affine, axis: str, tiles: frozenset[str]) -> Range:
     """The range where ``0 <= form``."""
     moving = [(atom, c) for atom, c in form.terms.items() if axis in atom.axes]
+    if not moving:
+        return _all_or_nothing(form, axis, tiles)
     if len(moving) != 1 or abs(moving[0][1]) != 1:
         return UNKNOWN
     ((atom, c),) = moving
@@ -176,6 +183,24 @@ def _solve_affine(form: Affine, axis: str, tiles: frozenset[str]) -> Range:
     if c > 0:  # index >= -rest
         return Range(int_op("sub", zero, bounds.high), None, int_op("sub", zero, bounds.low), None, True)
     return Range(None, int_op("add", bounds.high, one), None, int_op("add", bounds.low, one), True)
+
+
+def _all_or_nothing(form: Affine, axis: str, tiles: frozenset[str]) -> Range:
+    """The range of a condition ``0 <= form`` that does not vary along ``axis``: it starts at 0 or never."""
+    bounds = interval(form.node(), tiles)
+    if bounds is None:
+        return UNKNOWN
+    never, zero = ir.size(axis), ir.const(0)
+    start, full_start = (ir.pointwise("where", ir.pointwise("le", zero, b), zero, never) for b in (bounds.high, bounds.low))
+    return Range(start, None, full_start, None, True)
+
+
+def _from_the_other_end(r: Range, axis: str) -> Range:
+    """An all-or-nothing range that stops at the end or at 0, instead of starting at 0 or at the end."""
+    if not r.solved or r.start is None or r.full_start is None or r.stop is not None:
+        return r
+    stop, full_stop = (int_op("sub", ir.size(axis), s) for s in (r.start, r.full_start))
+    return Range(None, stop, None, full_stop, True)
 
 
 def _both(op: str, a: ir.Node | None, b: ir.Node | None) -> ir.Node | None:

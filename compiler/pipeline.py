@@ -20,6 +20,7 @@ from .outside import split_outside
 from .plan import Buffer, Dtype, Kernel, Plan
 from .structure import Structure, analyse
 from .tasks import Group, NotFused, Planner, Task, group_tasks, merge_sums, nest_sums
+from .verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -235,6 +236,7 @@ def _plan(
     plan = Plan(
         lowered.fused, "forward" if direction == "forward" else "backward", {n: b for n, b in buffers.items() if n in read}, kernels
     )
+    verify(plan)
     name_nodes(plan, lowered.fused)
     return plan
 
@@ -301,10 +303,15 @@ def _buffers(
 def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str], buffers: dict[str, Buffer]) -> Context:
     from .blocks import blocks_for
 
-    rows, loop = blocks_for(lowered.target.name, structure, dict(lowered.hints.extents), lowered.hints.element_bytes)
+    extents = dict(lowered.hints.extents)
+    widest = max((extents.get(a, 64) for a in structure.whole), default=64)
+
+    def blocks(accumulators: int) -> tuple[int, int]:
+        return blocks_for(lowered.target.name, widest, lowered.hints.element_bytes, accumulators)
+
     layout = {name: b.axes for name, b in buffers.items()}
     assert lowered.fused is not None
-    return Context(structure, stored, layout, rows, loop, lowered.target.backend == "c", lowered.fused.names)
+    return Context(structure, stored, layout, blocks, lowered.target.backend == "c", lowered.fused.names)
 
 
 def _kernels(lowered: Lowered, groups: list[Group], context: Context, direction: str) -> list[Kernel]:

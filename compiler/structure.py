@@ -66,7 +66,8 @@ def analyse(kernel: Kernel, forward: dict[str, ir.Node], roots: dict[str, ir.Nod
         if not paired or given in contracted:
             hosts.append(frozenset(given.axes))
     hosts += [frozenset(n.x.axes) for n in nodes if isinstance(n, ir.Read) and ir.children(n.x)]
-    hosts += [frozenset(n.axes) for n in nodes if isinstance(n, ir.Read) and _is_rename(n)]
+    renamed = [frozenset(n.axes) for n in nodes if isinstance(n, ir.Read) and _is_rename(n)]
+    hosts += [axes for axes in renamed if not any({a, b} <= axes for a, b in crossing)]
     found = Structure(hosts, set(), set(), set())
     crossed = {a for pair in crossing for a in pair}
     for n in nodes:

@@ -175,11 +175,7 @@ class Planner:
             self._need(node, task)
             return
         made = self.tasks.get(node)
-        if (
-            made is not None
-            and made is not task
-            and (made.kept != task.kept or any(isinstance(n, ir.Reduce) for n in self._computed(node)))
-        ):
+        if made is not None and made is not task and (made.kept != task.kept or self._is_contraction(node)):
             self._need(node, task)
             return
         match node:
@@ -240,6 +236,11 @@ class Planner:
                     self._walk_loop(c, task, loops, seen)
             case _:
                 raise NotFused(f"{type(node).__name__.lower()} over {', '.join(node.axes)} inside a sweep over {', '.join(sorted(loops))}")
+
+    def _is_contraction(self, node: ir.Node) -> bool:
+        """Made by a matrix product of rows, without a sweep: worth reading where another task stores it."""
+        made = [n for n in self._computed(node) if isinstance(n, ir.Reduce)]
+        return bool(made) and not any(self.structure.is_sweep(n) for n in made)
 
     def _computed(self, node: ir.Node) -> list[ir.Node]:
         """The nodes under ``node`` that are neither leaves nor stored."""

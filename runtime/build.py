@@ -47,26 +47,26 @@ class ProgramRecord:
 
 
 def generate(
-    kernel: Kernel, plan: Plan, backend: str, dtypes: Mapping[str, str], whole: Mapping[str, int], params: Mapping[str, Number]
+    kernel: Kernel, plan: Plan, target: str, dtypes: Mapping[str, str], whole: Mapping[str, int], params: Mapping[str, Number]
 ) -> ProgramRecord:
     """The source of a plan. ``dtypes`` gives the inputs, outputs, cotangents and gradients theirs, and "input" the promoted one."""
     concrete = tuple((b.name, dtypes.get(b.name) or (dtypes["input"] if b.dtype == "input" else b.dtype)) for b in plan.buffers.values())
     kept = {axis for k in plan.kernels for axis in k.whole}
     compiled_in = tuple((name, value) for name, value in params.items() if isinstance(value, int))
     specialization = Specialization(concrete, tuple((a, n) for a, n in whole.items() if a in kept), compiled_in)
-    module = _print(backend, plan, specialization, kernel)
+    module = _print(target, plan, specialization, kernel)
     stem = f"{kernel.name}__{plan.direction}__{digest(module.text)[:8]}"
-    return ProgramRecord(stem, backend, module.text, module.entries, tuple(plan.buffers.values()), concrete)
+    return ProgramRecord(stem, module.backend, module.text, module.entries, tuple(plan.buffers.values()), concrete)
 
 
-def _print(backend: str, plan: Plan, specialization: Specialization, kernel: Kernel) -> Module:
-    if backend == "c":
+def _print(target: str, plan: Plan, specialization: Specialization, kernel: Kernel) -> Module:
+    if target == "c":
         from ..codegen.print_c import print_c
 
         return print_c(plan, specialization, kernel.spec.text, Path(kernel.spec.filename).name, __version__)
     from ..codegen.print_triton import print_triton
 
-    return print_triton(plan, specialization, kernel.spec.text)
+    return print_triton(plan, specialization, kernel.spec.text, target)
 
 
 def source_file(record: ProgramRecord) -> Path:

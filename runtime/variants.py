@@ -153,7 +153,7 @@ def _record(kernel: Kernel, chosen: Chosen, lowered: Lowered, whole: tuple[tuple
     assert lowered.forward is not None
     inputs = (*kernel.input_names, *lowered.outside)
     dtypes = concrete_dtypes(kernel, chosen, lowered)
-    forward = generate(kernel, lowered.forward, backend_of(chosen.target), dtypes, dict(whole), dict(chosen.params))
+    forward = generate(kernel, lowered.forward, chosen.target, dtypes, dict(whole), dict(chosen.params))
     return VariantRecord(
         chosen,
         whole,
@@ -297,7 +297,7 @@ class Variant:
             return stored
         lowered = self.lowered()
         dtypes = concrete_dtypes(self.kernel, chosen, lowered)
-        made = generate(self.kernel, lowered.backward(wanted), backend_of(chosen.target), dtypes, dict(whole), dict(chosen.params))
+        made = generate(self.kernel, lowered.backward(wanted), chosen.target, dtypes, dict(whole), dict(chosen.params))
         _store(self.kernel, made, "backward", chosen, whole, sorted(wanted))
         return made
 

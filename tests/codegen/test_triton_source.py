@@ -106,6 +106,14 @@ def test_a_value_that_no_statement_obtains_is_refused() -> None:
         print_triton(plan, samples.specialization(plan, "float32", {}))
 
 
+def test_an_axis_that_nothing_fixes_is_refused() -> None:
+    x = samples.tensor("x", "t n")
+    kernel = p.Kernel("apply", (), "t", {"t": 32}, (), ("t",), (p.Load(x, "x", (), ("t",)), p.Store("x", x, ("t",))), "")
+    plan = samples.make_plan("forward", [p.Buffer("x", ("t", "n"), "float32", "output")], [kernel], {x: "x"})
+    with pytest.raises(UnprintablePlan, match="index of n, which neither its grid nor a loop fixes"):
+        print_triton(plan, samples.specialization(plan, "float32", {}))
+
+
 def test_a_loop_that_starts_inside_a_tile_starts_at_its_first_index() -> None:
     x, total = samples.tensor("x", "t"), p.local("total", ())
     inner = (p.Load(x, "x", (), ("t",)), p.Accumulate(total, "sum", x, None, ("t",)))

@@ -368,6 +368,19 @@ def test_tiles_that_are_left_out(tmp_path: Path) -> None:
     assert out.item() == x[:4].sum() + x[8:12].sum()
 
 
+@pytest.mark.parametrize("limit", [3, 4])
+def test_a_loop_that_runs_once_or_not_at_all_is_a_condition(limit: int, tmp_path: Path) -> None:
+    x, total = samples.tensor("x", ""), p.local("total", ())
+    once = samples.op("where", samples.op("lt", ir.size("t"), ir.const(limit)), ir.const(1), ir.const(0))
+    inner = (p.Load(x, "x", (), ()), p.Accumulate(total, "sum", x, None, ()))
+    body = [p.Begin(total, "sum"), p.Loop("n", None, ir.const(0), once, inner, ""), p.Store("out", total, ())]
+    plan = one_kernel([buffer("x", ""), buffer("out", "", "float32", True)], body, {}, (), (), None)
+    spec, out = samples.specialization(plan, "float32", {}), torch.zeros(())
+    assert f"if t_size < {limit}:" in print_triton(plan, spec).text
+    run(plan, spec, {"x": torch.tensor(2.0), "out": out}, {"t": 3}, tmp_path)
+    assert out.item() == (2.0 if limit > 3 else 0.0)
+
+
 class Recorder:
     """Stands for a Triton kernel, to see what it is launched with."""
 

@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("triton")
 
 from tests.codegen import sample_plans as samples
-from weft.codegen.gpu_blocks import default_blocks, launch_options
+from weft.codegen.gpu_blocks import launch_options
 from weft.codegen.print_triton import print_triton
 from weft.codegen.source import Entry, Module, Specialization
+from weft.compiler.blocks import blocks_for
 from weft.runtime.gpu_targets import TARGETS, KernelReport, TargetName, compile_for
 from weft.runtime.triton_loader import NoDevice, load_triton
 
@@ -25,7 +26,7 @@ def attention(direction: str, dtype: str, width: int, target: TargetName, folder
     """Reports of causal attention with the default blocks for its head dim."""
     extents = {"d": width, "e": width}
     accumulators = 1 if direction == "forward" else 2
-    rows, swept = default_blocks(extents, 4 if dtype == "float32" else 2, accumulators, target)
+    rows, swept = blocks_for(target, max(extents.values()), 4 if dtype == "float32" else 2, accumulators)
     make = samples.attention_forward if direction == "forward" else samples.attention_backward
     plan = make(rows, swept)
     spec = samples.specialization(plan, dtype, extents)
@@ -114,7 +115,7 @@ def test_without_a_gpu_loading_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [1, 16, 64, 96, 128, 192, 256])
 def test_blocks_are_fit_for_matrix_products(target: str, element_bytes: int, width: int) -> None:
     for accumulators in (1, 2, 3):
-        rows, swept = default_blocks({"d": width}, element_bytes, accumulators, target)
+        rows, swept = blocks_for(target, width, element_bytes, accumulators)
         assert rows >= 16
         assert swept >= 16
         assert rows * swept <= 64 * 64

@@ -1,0 +1,87 @@
+"""What plans come to: the algorithms an expert would write, checked by their shape, not by their text."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.evidence.library import REQUIRED, kernel
+from weft.compiler import ir
+from weft.compiler.pipeline import Hints, Lowered, Target, lower
+from weft.compiler.plan import Accumulate, Begin, Compute, Contract, Kernel, Loop, Plan, Statement, inner_statements
+
+
+def _lowered(name: str, target: str = "c") -> Lowered:
+    made = kernel(name)
+    params = tuple((p.name, p.default) for p in made.typed.params if isinstance(p.default, int))
+    return lower(made.graph, Target(target), Hints(params))
+
+
+def _forward(name: str, target: str = "c") -> Plan:
+    plan = _lowered(name, target).forward
+    assert plan is not None
+    return plan
+
+
+def _backward(name: str, target: str = "c") -> Plan:
+    lowered = _lowered(name, target)
+    return lowered.backward(frozenset(lowered.differentiable))
+
+
+def _sweeping(plan: Plan) -> list[Kernel]:
+    return [k for k in plan.kernels if any(isinstance(s, Loop) for s in k.body)]
+
+
+def _products(statements: list[Statement]) -> int:
+    return sum(isinstance(s, Contract) or (isinstance(s, Accumulate) and s.rhs is not None) for s in statements)
+
+
+@pytest.mark.parametrize("name", ["softmax_attention", "full", "alibi", "kitchen_sink", "attention_entropy"])
+def test_softmax_is_one_sweep_in_one_kernel(name: str) -> None:
+    assert len(_forward(name).kernels) == 1
+
+
+def test_the_backward_of_softmax_needs_no_sweep_for_its_row_statistic() -> None:
+    """delta = d_o . o by contraction exchange: the only kernels that sweep make gradients."""
+    cpu = _sweeping(_backward("full"))
+    assert len(cpu) == 1, "on a CPU one program owns a head and adds dq in place"
+    gpu = _sweeping(_backward("full", "sm_90"))
+    assert len(gpu) == 2
+
+
+def test_owning_a_head_saves_two_of_seven_matrix_products() -> None:
+    def products(plan: Plan) -> int:
+        total = 0
+        for k in _sweeping(plan):
+            (loop,) = [s for s in k.body if isinstance(s, Loop) and s.note.startswith("full")]
+            total += _products(inner_statements(loop.body))
+        return total
+
+    assert products(_backward("full")) == 5
+    assert products(_backward("full", "sm_90")) == 7
+
+
+@pytest.mark.parametrize("name", ["softmax_attention", "sliding_window", "alibi", "prefix_lm"])
+def test_full_tiles_have_no_mask(name: str) -> None:
+    for plan in (_forward(name), _backward(name)):
+        full = [s for k in plan.kernels for s in inner_statements(k.body) if isinstance(s, Loop) and s.note.startswith("full")]
+        assert full
+        for loop in full:
+            conditions = [s for s in inner_statements(loop.body) if isinstance(s, Compute) and s.node.kind == "bool"]
+            assert not conditions
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_nothing_with_query_and_key_axes_is_stored(name: str) -> None:
+    """Memory beyond inputs and outputs grows with the length, not with its square."""
+    given = [set(t.axes) for t in (*kernel(name).typed.inputs, *kernel(name).typed.outputs)]
+    tables = {a for n in ir.topological(kernel(name).graph.outputs.values()) if isinstance(n, ir.Read) for a, _ in n.at}
+    for plan in (_forward(name), _backward(name)):
+        for buffer in plan.buffers.values():
+            if buffer.role in ("saved", "temporary") and name != "maxsim":
+                assert any(set(buffer.axes) - tables <= g for g in given), f"{buffer.name} over {buffer.axes}"
+
+
+def test_sums_in_place_begin_in_memory() -> None:
+    (owner,) = _sweeping(_backward("full"))
+    assert owner.owner
+    assert [s.buffer for s in inner_statements(owner.body) if isinstance(s, Begin) and s.buffer] == ["d_q"]
