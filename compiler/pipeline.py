@@ -229,7 +229,7 @@ def _plan(
                 task.buffer, structure.sort(task.node.axes), _temporary_dtype(lowered, task, structure), "temporary"
             )
     groups = group_tasks(tasks, structure)
-    stored = {n: b.name for n, b in known.items()} | {t.node: t.buffer for t in tasks}
+    stored = {n: b.name for n, b in known.items()} | {t.node: t.buffer for t in tasks if not isinstance(t.node, ir.Input)}
     context = _context(lowered, structure, stored, buffers)
     kernels = _kernels(lowered, groups, context, direction)
     read = {b for k in kernels for b in _touched(k)}

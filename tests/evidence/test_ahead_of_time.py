@@ -32,6 +32,7 @@ def test_required_kernels_for_sm_90(name: str) -> None:
     assert built.reports
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_kernels_for_sm_90(name: str) -> None:
     built = _built(name, "sm_90", "float16")
@@ -41,7 +42,7 @@ def test_other_kernels_for_sm_90(name: str) -> None:
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("feature", [64, 128])
-@pytest.mark.parametrize("name", ["full", "softmax_attention"])
+@pytest.mark.parametrize("name", ["full", pytest.param("softmax_attention", marks=pytest.mark.slow)])
 def test_no_spills(name: str, target: str, feature: int) -> None:
     for report in _built(name, target, "float16", feature).reports:
         assert not report.spills, str(report)
