@@ -5,12 +5,14 @@ Every rewrite here holds for real arithmetic. The reference never sees its resul
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from . import ir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 ZERO = ir.const(0.0)
 ONE = ir.const(1.0)
@@ -18,12 +20,24 @@ TRUE = ir.const(True)
 FALSE = ir.const(False)
 MINUS_INFINITY = ir.const(float("-inf"))
 
-_birth: dict[ir.Node, int] = {}
+_births: ContextVar[dict[ir.Node, int]] = ContextVar("births")
+_shared: dict[ir.Node, int] = {}
 
 
 def birth(node: ir.Node) -> int:
     """A number that orders nodes by first mention: commutative operands are kept in this order, so that equal terms meet."""
-    return _birth.setdefault(node, len(_birth))
+    table = _births.get(_shared)
+    return table.setdefault(node, len(table))
+
+
+@contextmanager
+def births(table: dict[ir.Node, int]) -> Iterator[None]:
+    """Within, first mentions are those of one kernel: what is made of it does not depend on what was compiled before."""
+    token = _births.set(table)
+    try:
+        yield
+    finally:
+        _births.reset(token)
 
 
 def is_const(node: ir.Node, value: float) -> bool:

@@ -72,11 +72,13 @@ class Lowered:
     """The graph or plan after each named pass, for ``weft show --after``."""
     _known: dict[ir.Node, Buffer] = field(default_factory=dict)
     _gradient_nodes: dict[str, ir.Node] = field(default_factory=dict)
+    _births: dict[ir.Node, int] = field(default_factory=dict)
 
     def backward(self, wanted: frozenset[str]) -> Plan:
         """The plan that writes the gradients of exactly these inputs."""
         roots = {self.gradients[name]: node for name, node in self._gradient_nodes.items() if name in wanted}
-        return _plan(self, roots, self._known, "backward")
+        with algebra.births(self._births):
+            return _plan(self, roots, self._known, "backward")
 
 
 PASSES = ("build", "outside", "canonicalise", "differentiate", "exchange", "schedule")
@@ -85,11 +87,18 @@ PASSES = ("build", "outside", "canonicalise", "differentiate", "exchange", "sche
 def lower(graph: ir.Graph, target: Target, hints: Hints) -> Lowered:
     """Plan the forward of a kernel and prepare its backward."""
     lowered = Lowered(graph, target, hints, {}, [], None)
+    with algebra.births(lowered._births):
+        _lower(lowered)
+    return lowered
+
+
+def _lower(lowered: Lowered) -> None:
+    graph, hints = lowered.graph, lowered.hints
     lowered.passes["build"] = dict(graph.outputs)
     outputs, lowered.outside, lowered.reasons = split_outside(graph)
     lowered.passes["outside"] = outputs
     if outputs is None:
-        return lowered
+        return
     constants: dict[ir.Node, ir.Node] = {ir.make(ir.Param, (), _kind(value), name): ir.const(value) for name, value in hints.params}
     outputs = {name: substitute(node, constants) for name, node in outputs.items()}
     became: dict[ir.Node, ir.Node] = {}
@@ -103,7 +112,6 @@ def lower(graph: ir.Graph, target: Target, hints: Hints) -> Lowered:
         lowered.reasons.append(str(error))
         lowered.fused = None
         lowered.forward = None
-    return lowered
 
 
 def _carry(notes: dict[ir.Node, T], constants: dict[ir.Node, ir.Node], became: dict[ir.Node, ir.Node]) -> dict[ir.Node, T]:

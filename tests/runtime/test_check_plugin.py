@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = any(e.name == "weft" for e in entry_points(group="pytest11"))
+PLUGIN = () if INSTALLED else ("-p", "weft.runtime.pytest_plugin")
 GOOD = """
 kernel attend(q[b,i,d], k[b,j,d], v[b,j,e]) -> o[b,i,e]:
     mask j <= i
@@ -23,8 +26,7 @@ def run(folder: Path, *options: str) -> str:
         sys.executable,
         "-m",
         "pytest",
-        "-p",
-        "weft.runtime.pytest_plugin",
+        *PLUGIN,
         "-p",
         "no:cacheprovider",
         "-rA",
