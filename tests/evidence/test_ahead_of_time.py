@@ -19,7 +19,7 @@ QUICK = frozenset(
     "softmax_attention full alibi softcap sliding_window dilated_window global_window prefix_lm kitchen_sink sigmoid_attention "
     "gelu_attention relu2_attention mla mla_full differential natten2d hierarchical".split()
 )
-"""Kernels that Triton compiles in seconds; others keep its passes busy for minutes (norms and rotations in kernels of their own, tables)."""
+"""Kernels that Triton compiles in seconds; norms and rotations in kernels of their own, and tables, keep its passes busy for minutes."""
 
 
 def _built(name: str, target: str, dtype: str, feature: int = 64) -> Built:
