@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import algebra, ir, masks
-from .algebra import ONE, ZERO, conjunction, conjuncts, factors, product, reciprocal, substitute, under
+from .algebra import ONE, ZERO, conjunction, conjuncts, factors, product, substitute, under
 from .online import Law, find_law
 from .plan import (
     Accumulate,
@@ -693,6 +693,3 @@ def algebra_index(position: ir.Node, axis: str) -> ir.Node:
     from .affine import affine
 
     return affine(ir.pointwise("sub", position, origin(axis))).node()
-
-
-__all__ = ["Context", "KernelBuilder", "reciprocal"]

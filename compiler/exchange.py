@@ -8,7 +8,7 @@ Before: delta[i] = sum[j](p * sum[e](d_o * v)). After: delta[i] = sum[e](d_o * o
 from __future__ import annotations
 
 from . import ir
-from .algebra import add, conjuncts, factors, product, reduce_sum, terms, total, with_children
+from .algebra import add, factors, product, reduce_sum, terms, total, with_children
 from .online import distribute, splits_terms
 
 
@@ -77,4 +77,4 @@ def _is_known(candidate: ir.Node, known: set[ir.Node]) -> bool:
     match candidate:
         case ir.Pointwise(op="where", args=(_, x, _)):
             return _is_known(x, known)
-    return bool(sums) and all(s in known for s in sums) and not any(conjuncts(None))
+    return bool(sums) and all(s in known for s in sums)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .structure import operand_axes
 from .tasks import Group
 
 if TYPE_CHECKING:
@@ -58,8 +57,6 @@ def _fit(a: Group, b: Group, between: list[Group], context: Context) -> bool:
     if not (second.kept >= lead and first.kept >= next(iter(_loops(second, context)))):
         return False
     if not all(_plain(s) for g in (a, b) for s in g.sweeps) or not all(t.node in t.sweeps and not t.also for t in second.tasks):
-        return False
-    if any(set(operand_axes(s)) and s.op != "sum" for s in second.sweeps):
         return False
     made = {t.node for t in a.tasks}
     blocked = {t.node for g in between for t in g.tasks}
