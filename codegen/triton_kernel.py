@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from .triton_products import MatrixProduct, OperandDtypes, fits_dot, matrix_prod
 LINE = 120
 MAX_INLINE = 72
 MAX_BOUND = 40
+MAX_REGISTERS = 255
+"""All that a thread can have: left to itself, NVIDIA's assembler spills a few to fit one more program on a multiprocessor."""
 MAX_PROGRAMS = 2**31 - 1
 INT_INFINITY = 2**63 - 1
 
@@ -877,8 +880,19 @@ class KernelPrinter:
         return lines, constants | self._launch_options()
 
     def _launch_options(self) -> dict[str, int | bool]:
-        warps, stages = launch_options(max((self._sizes[a] for a in self._kernel.whole), default=1), self._target)
-        return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        warps, stages = launch_options(self._width(), self._target)
+        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        return options | ({"maxnreg": MAX_REGISTERS} if self._target.startswith("sm_") else {})
+
+    def _width(self) -> int:
+        """Elements of the widest row that a tile has."""
+        widest = 1
+        for s in self._statements:
+            if isinstance(s, plans.Load | plans.Begin):
+                axes = (s.node if isinstance(s, plans.Load) else s.local).axes
+                if any(a in self._kernel.tiled for a in axes):
+                    widest = max(widest, math.prod(self._sizes[a] for a in axes if a in self._kernel.whole))
+        return widest
 
     def _launch(self, extents: tuple[str, ...]) -> list[str]:
         kernel, names = self._kernel, self._names

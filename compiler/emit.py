@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import algebra, ir, masks
 from .algebra import ONE, ZERO, conjunction, conjuncts, factors, product, substitute, under
+from .fit import crowded, demand
 from .online import Law, find_law
 from .plan import (
     Accumulate,
@@ -41,6 +42,7 @@ from .tasks import Group, NotFused, pick_tiled
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from .blocks import Demand
     from .structure import Structure
     from .tasks import Task
 
@@ -83,6 +85,14 @@ class Running:
     """An operand is a sum by position: exactly 0 where no element fell, whatever the other operand is there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """Tile sizes of a kernel; with ``rows`` None, every row is a program of its own."""
+
+    rows: int | None
+    swept: int
+
+
 @dataclass(slots=True)
 class Context:
     """What all kernels of a plan share."""
@@ -92,17 +102,29 @@ class Context:
     """Values in memory: inputs, saved values, results of earlier tasks."""
     layout: dict[str, tuple[str, ...]]
     """Axes of every buffer, in memory order."""
-    blocks: Callable[[int], tuple[int, int]]
-    """(rows, swept) tile sizes of a kernel that carries this many tiles with a whole axis."""
+    tilings: Callable[[Demand], list[Tiling]]
+    """What to try, in order, for a kernel that holds this much."""
+    extents: dict[str, int]
     loops_first: bool
     """Order of the dimensions of a score tile: swept axis first (vectors run along the rows) or rows first."""
     names: dict[ir.Node, str]
 
 
+def build_kernel(context: Context, group: Group, name: str, extra: Group | None = None) -> Kernel:
+    """The kernel of a group, with the first tiling whose values a program can hold."""
+    for tiling in context.tilings(demand(group, context.structure, context.stored, context.extents)):
+        if tiling.rows is None and not group.sweeps:
+            continue
+        kernel = KernelBuilder(context, group, name, tiling, extra).build()
+        if not crowded(kernel, context.extents):
+            break
+    return kernel
+
+
 class KernelBuilder:
     """Builds one kernel. ``extra``: tasks whose result is kept along the swept axes and added to in memory (see ``merge_owned``)."""
 
-    def __init__(self, context: Context, group: Group, name: str, extra: Group | None = None) -> None:
+    def __init__(self, context: Context, group: Group, name: str, tiling: Tiling, extra: Group | None = None) -> None:
         self.context = context
         self.structure = context.structure
         self.group = group
@@ -115,7 +137,7 @@ class KernelBuilder:
             loop = frozenset(s.over) - whole
             if loop not in self.loops:
                 self.loops.append(loop)
-        self.rows = self._pick_rows(kept)
+        self.rows = self._pick_rows(kept) if tiling.rows is not None else None
         self.tiled_loops = {loop: pick_tiled(loop, self.structure) for loop in self.loops if loop}
         scalars = kept - ({self.rows} if self.rows else set())
         self.outer: tuple[str, ...] = ()
@@ -129,11 +151,10 @@ class KernelBuilder:
         self.finals: dict[ir.Node, ir.Node] = {}
         self.unfinished: list[Callable[[], None]] = []
         self.block: dict[str, int] = {}
-        rows_block, loop_block = context.blocks(sum(bool(whole & set(s.axes)) for s in group.sweeps))
-        if self.rows:
-            self.block[self.rows] = rows_block
+        if self.rows and tiling.rows is not None:
+            self.block[self.rows] = tiling.rows
         for axis in self.tiled_loops.values():
-            self.block[axis] = loop_block
+            self.block[axis] = tiling.swept
         self.pivots: list[Pivot] = []
         self.read = {n for g in (group, extra) if g is not None for t in g.tasks for n in t.needs if n in context.stored}
 

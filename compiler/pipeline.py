@@ -13,7 +13,7 @@ from . import algebra, ir
 from .algebra import substitute
 from .autodiff import NoDerivative, differentiate
 from .canonicalise import canonicalise
-from .emit import Context, KernelBuilder
+from .emit import Context, Tiling, build_kernel
 from .exchange import exchange_contractions, split_sums
 from .names import name_nodes
 from .outside import split_outside
@@ -223,7 +223,7 @@ def _plan(
     roots = merge_sums(roots, first)
     structure = analyse(kernel, forward, roots, hosts)
     roots = expand_lse(roots, structure)
-    roots = nest_sums(roots, structure)
+    roots = nest_sums(roots, structure, tables=lowered.target.backend == "triton")
     structure = analyse(kernel, forward, roots, hosts)
     _check_whole(lowered, structure)
     buffers = _buffers(lowered, roots, known, direction, saved or {})
@@ -309,17 +309,20 @@ def _buffers(
 
 
 def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str], buffers: dict[str, Buffer]) -> Context:
-    from .blocks import blocks_for
+    from .blocks import Demand, blocks_for
 
     extents = dict(lowered.hints.extents)
-    widest = max((extents.get(a, 64) for a in structure.whole), default=64)
 
-    def blocks(accumulators: int) -> tuple[int, int]:
-        return blocks_for(lowered.target.name, widest, lowered.hints.element_bytes, accumulators)
+    def tilings(demand: Demand) -> list[Tiling]:
+        rows, swept = blocks_for(lowered.target.name, demand, lowered.hints.element_bytes)
+        if lowered.target.name == "c":
+            return [Tiling(rows, swept)]
+        smaller = [Tiling(r, swept) for r in (rows, 32, 16) if r == rows or r < rows]
+        return [*smaller, *(Tiling(None, s) for s in (swept, 16) if s <= swept)]
 
     layout = {name: b.axes for name, b in buffers.items()}
     assert lowered.fused is not None
-    return Context(structure, stored, layout, blocks, lowered.target.backend == "c", lowered.fused.names)
+    return Context(structure, stored, layout, tilings, extents, lowered.target.backend == "c", lowered.fused.names)
 
 
 def _kernels(lowered: Lowered, groups: list[Group], context: Context, direction: str) -> list[Kernel]:
@@ -330,7 +333,7 @@ def _kernels(lowered: Lowered, groups: list[Group], context: Context, direction:
     for group, extra in pairs:
         written = "_".join(b for t in (*group.tasks, *(extra.tasks if extra else ())) for b in (t.buffer, *t.also))
         name = f"{direction}_{written}" if len(written) < 60 else f"{direction}_{group.tasks[0].buffer}_and_{len(group.tasks) - 1}_more"
-        kernels.append(KernelBuilder(context, group, name, extra).build())
+        kernels.append(build_kernel(context, group, name, extra))
     return kernels
 
 

@@ -7,12 +7,14 @@ Tasks that keep and sweep the same axes share a kernel where no dependency forbi
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import ir
 from .algebra import conjunction, conjuncts, factors, product, reduce_sum, with_children
 from .plan import Edge, Index, Local, Origin
+from .structure import scatter_axis
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,21 +60,29 @@ class Group:
         return found
 
 
-def nest_sums(roots: dict[str, ir.Node], structure: Structure) -> dict[str, ir.Node]:
+def nest_sums(roots: dict[str, ir.Node], structure: Structure, *, tables: bool) -> dict[str, ir.Node]:
     """A sum over more axes than one kernel sweeps becomes a sum of row sums.
 
     Before: d_slope[h] = sum[b, i, j](..). After: d_slope[h] = sum[b](sum[i](sum[j](..))), where sum[j] joins the sweep that d_q needs.
+    With ``tables``, so does the gradient of a table that is read by position: every row then stores a table of its own, which takes
+    memory, but gives every row to a program of its own, where one sum would leave only the table's other axes to share out.
     """
-    loops = {
-        frozenset(n.over) - structure.whole
-        for n in ir.topological(roots.values())
-        if isinstance(n, ir.Reduce) and structure.is_sweep(n) and _virtual_operand(n, structure)
-    }
+    loops: Counter[frozenset[str]] = Counter()
+    wanted = set(roots.values())
+    for n in ir.topological(roots.values()):
+        if isinstance(n, ir.Reduce) and structure.is_sweep(n) and _virtual_operand(n, structure):
+            loops[frozenset(n.over) - structure.whole] += n in wanted
     memo: dict[ir.Node, ir.Node] = {}
     for n in ir.topological(roots.values()):
         new = with_children(n, tuple(memo[c] for c in ir.children(n)))
-        memo[n] = _nest(new, loops, structure) if isinstance(new, ir.Reduce) and new.op == "sum" else new
+        memo[n] = _nest(new, loops, structure, _table(new, structure, tables)) if isinstance(new, ir.Reduce) and new.op == "sum" else new
     return {name: memo[n] for name, n in roots.items()}
+
+
+def _table(n: ir.Reduce, structure: Structure, wanted: bool) -> frozenset[str]:
+    """The axis by which a sum scatters, if rows are to have tables of their own."""
+    scattered = scatter_axis(n) if wanted else None
+    return frozenset([scattered[0]]) & structure.whole if scattered is not None else frozenset()
 
 
 def merge_sums(roots: dict[str, ir.Node], structure: Structure) -> dict[str, ir.Node]:
@@ -102,7 +112,7 @@ def _merge(n: ir.Reduce, structure: Structure) -> ir.Node:
     return n
 
 
-def _nest(n: ir.Reduce, loops: set[frozenset[str]], structure: Structure) -> ir.Node:
+def _nest(n: ir.Reduce, loops: Counter[frozenset[str]], structure: Structure, table: frozenset[str]) -> ir.Node:
     mine = frozenset(n.over) - structure.whole
     if len(mine) < 2 or not structure.is_sweep(n):
         return n
@@ -111,11 +121,12 @@ def _nest(n: ir.Reduce, loops: set[frozenset[str]], structure: Structure) -> ir.
         choices = [c for c in loops if c < mine] or [frozenset(structure.sort(mine)[-1:])]
     else:
         choices = [frozenset([pick_tiled(mine, structure)])]
-    for inner_axes in sorted(choices, key=lambda c: (-len(c), sorted(c))):
+    # A table goes with the sweep that carries the least besides.
+    for inner_axes in sorted(choices, key=lambda c: (loops[c] if table else 0, -len(c), sorted(c))):
         inner = reduce_sum(inner_axes | rest, n.x, n.where)
-        if isinstance(inner, ir.Reduce) and structure.storable(inner.axes):
+        if isinstance(inner, ir.Reduce) and structure.storable(set(inner.axes) - table):
             outer = reduce_sum(mine - inner_axes, inner)
-            return _nest(outer, loops, structure) if isinstance(outer, ir.Reduce) else outer
+            return _nest(outer, loops, structure, table) if isinstance(outer, ir.Reduce) else outer
     return n
 
 

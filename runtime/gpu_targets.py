@@ -3,8 +3,8 @@
     for report in compile_for(module, spec, "sm_90", folder):
         print(report)          # forward on sm_90: 168 registers, no spills, 48.0 KiB shared, 64 tensor-core instructions, 4 dots
 
-NVIDIA's tools come with Triton. Registers that do not fit are spilled to memory, which shows as stack bytes and as STL and LDL
-instructions; a binary with spills works, but slowly.
+NVIDIA's tools come with Triton. Registers that do not fit are spilled to memory, which shows as stack bytes, as STL and LDL
+instructions, and in what ``ptxas -v`` says; a binary with spills works, but slowly.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def compile_kernel(
     dots = compiled.asm["ttir"].count("tt.dot ")
     if target == "gfx942":
         return _read_amd(entry.name, target, compiled.asm["amdgcn"], dots)
-    return _read_nvidia(entry.name, target, compiled.asm["cubin"], compiled.metadata.shared, dots)
+    return _read_nvidia(entry.name, target, compiled, dots)
 
 
 def _gpu_target(target: TargetName) -> GPUTarget:
@@ -145,23 +145,41 @@ def _last_strides(names: list[str]) -> set[str]:
     return set(last.values())
 
 
-def _read_nvidia(kernel: str, target: TargetName, cubin: bytes, shared: int, dots: int) -> KernelReport:
+def _read_nvidia(kernel: str, target: TargetName, compiled: Any, dots: int) -> KernelReport:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{kernel}.cubin"
-        path.write_bytes(cubin)
+        path.write_bytes(compiled.asm["cubin"])
         usage = _run_tool("cuobjdump", "--dump-resource-usage", str(path))
         assembly = _run_tool("nvdisasm", "--print-code", str(path))
+    stack = _number(r"\bSTACK:(\d+)", usage)
+    spilled = bool(stack) and _assembler_spills(compiled.asm["ptx"], target)
     return KernelReport(
         kernel=kernel,
         target=target,
         registers=_number(r"\bREG:(\d+)", usage),
-        spill_bytes=_number(r"\bSTACK:(\d+)", usage),
-        spill_stores=len(re.findall(r"\bSTL(?:\.\w+)*\b", assembly)),
-        spill_loads=len(re.findall(r"\bLDL(?:\.\w+)*\b", assembly)),
-        shared_bytes=shared,
+        spill_bytes=stack if spilled else 0,
+        spill_stores=len(re.findall(r"\bSTL(?:\.\w+)*\b", assembly)) if spilled else 0,
+        spill_loads=len(re.findall(r"\bLDL(?:\.\w+)*\b", assembly)) if spilled else 0,
+        shared_bytes=compiled.metadata.shared,
         tensor_core_instructions=len(_NVIDIA_TENSOR_CORE.findall(assembly)),
         dots=dots,
     )
+
+
+def _assembler_spills(ptx: str, target: TargetName) -> bool:
+    """Whether the stack of a binary holds spilled registers, as ``ptxas -v`` says. A sine or cosine of a large angle has a table there,
+    with nothing spilled."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    architecture = target + ("a" if target != "sm_80" else "")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx, encoding="utf-8")
+        command = [get_ptxas(int(target.removeprefix("sm_"))).path, "-v", f"--gpu-name={architecture}", str(source), "-o", f"{source}.o"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"ptxas failed: {done.stderr.strip()}")
+    return _number(r"(\d+) bytes spill stores", done.stderr) + _number(r"(\d+) bytes spill loads", done.stderr) > 0
 
 
 def _read_amd(kernel: str, target: TargetName, assembly: str, dots: int) -> KernelReport:

@@ -12,7 +12,7 @@ from tests.codegen import sample_plans as samples
 from weft.codegen.gpu_blocks import launch_options
 from weft.codegen.print_triton import print_triton
 from weft.codegen.source import Entry, Module, Specialization
-from weft.compiler.blocks import blocks_for
+from weft.compiler.blocks import Demand, blocks_for
 from weft.runtime.gpu_targets import TARGETS, KernelReport, TargetName, compile_for
 from weft.runtime.triton_loader import NoDevice, load_triton
 
@@ -25,8 +25,8 @@ def own_triton_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 def attention(direction: str, dtype: str, width: int, target: TargetName, folder: Path) -> list[KernelReport]:
     """Reports of causal attention with the default blocks for its head dim."""
     extents = {"d": width, "e": width}
-    accumulators = 1 if direction == "forward" else 2
-    rows, swept = blocks_for(target, max(extents.values()), 4 if dtype == "float32" else 2, accumulators)
+    demand = Demand(width, width, 3 * width) if direction == "forward" else Demand(width, 2 * width, 4 * width)
+    rows, swept = blocks_for(target, demand, 4 if dtype == "float32" else 2)
     make = samples.attention_forward if direction == "forward" else samples.attention_backward
     plan = make(rows, swept)
     spec = samples.specialization(plan, dtype, extents)
@@ -114,8 +114,8 @@ def test_without_a_gpu_loading_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("element_bytes", [2, 4])
 @pytest.mark.parametrize("width", [1, 16, 64, 96, 128, 192, 256])
 def test_blocks_are_fit_for_matrix_products(target: str, element_bytes: int, width: int) -> None:
-    for accumulators in (1, 2, 3):
-        rows, swept = blocks_for(target, width, element_bytes, accumulators)
+    for sums in (1, 2, 3):
+        rows, swept = blocks_for(target, Demand(width, sums * width, (sums + 2) * width, stepped=1), element_bytes)
         assert rows >= 16
         assert swept >= 16
         assert rows * swept <= 64 * 64
