@@ -1,15 +1,18 @@
-"""What `weft bench` compares attention variants with: the same output from torch's SDPA and from compiled FlexAttention.
+"""What `weft bench` compares attention variants with: the same output from eager PyTorch, SDPA and compiled FlexAttention.
 
-A row of ``VARIANTS`` writes one spec's mask and score in FlexAttention's terms; SDPA is entered where a mask is all there
-is, densely stored except for the causal one. Some need a little around the call: normalised queries, a rotation, an
-extra key for a sink. FlexAttention compiled for CPUs has no backward pass.
+A row of ``VARIANTS`` writes one spec's mask and score in FlexAttention's terms. The eager peer evaluates the same on whole
+matrices, unless ``eager_attention`` has it by hand; SDPA is entered where a mask is all there is, densely stored except for
+the causal one. Some need a little around the call: normalised queries, a rotation, an extra key for a sink. FlexAttention
+compiled for CPUs has no backward pass.
+
+FlexAttention has no row for `maxsim`: it gives back no maximum on CPUs, and nowhere the gradient of one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
+from benchmarks.eager_attention import HAND_WRITTEN, Forward, Given, attend, bucket_deberta, bucket_t5, inside
 from weft.runtime.bench import Peer
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -24,26 +28,16 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Given:
-    """A kernel's inputs, params and extents."""
-
-    tensors: Mapping[str, Tensor]
-    params: Mapping[str, Any]
-    extents: Mapping[str, int]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-
-@dataclass(frozen=True)
 class Variant:
     """One spec as FlexAttention sees it. ``qkv`` makes (b, h, position, feature) tensors, ``finish`` the spec's output of theirs.
 
-    ``causal`` says that ``mask`` is the plain causal one.
+    ``score_of`` makes the score in every call, where it reads products of these queries and keys. ``causal`` says that ``mask``
+    is the plain causal one.
     """
 
     mask: MaskMod | None = None
     score: ScoreMod | None = None
+    score_of: Callable[[Tensor, Tensor], ScoreMod] | None = None
     qkv: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
     finish: Callable[[Tensor], Tensor] | None = None
     scale: float | None = None
@@ -63,7 +57,7 @@ def alibi(given: Given) -> Variant:
 
 
 def alibi_slopes(given: Given) -> Variant:
-    slope = given["slope"].detach()
+    slope = given.learned("slope")
     return Variant(causal, lambda s, b, h, i, j: s - slope[h] * (i - j))
 
 
@@ -188,38 +182,31 @@ def tree(given: Given) -> Variant:
 
 
 def t5_bias(given: Given) -> Variant:
-    bias, longest, one_sided = given["bias"].detach(), given.params["longest"], given.params["causal"]
-    sides = 1 if one_sided else 2
-    span = bias.shape[1] // sides
-    exact = span // 2
-
-    def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        r = (i - j).clamp(min=0) if one_sided else (i - j).abs()
-        far = exact + (torch.log(r.clamp(min=1) / exact) / math.log(longest / exact) * (span - exact)).floor().to(torch.int64)
-        at = torch.where(r < exact, r, far.clamp(max=span - 1)) + torch.where(j > i, span * (sides - 1), 0)
-        return s + bias[h, at]
-
-    return Variant(causal if one_sided else None, score, scale=1.0)
+    """The bias of every distance, so that a score reads one number."""
+    bias, one_sided, keys = given.learned("bias"), given.params["causal"], given.extents["j"]
+    distances = torch.arange(1 - keys, given.extents["i"], device=bias.device)
+    table = bias[:, bucket_t5(distances, bias.shape[1], given.params["longest"], one_sided)]
+    return Variant(causal if one_sided else None, lambda s, b, h, i, j: s + table[h, i - j + keys - 1], scale=1.0)
 
 
 def graphormer(given: Given) -> Variant:
-    bias, dist = given["bias"].detach(), given["dist"]
+    bias, dist = given.learned("bias"), given["dist"]
     return Variant(None, lambda s, b, h, i, j: s + bias[h, dist[b, i, j]])
 
 
 def row_col_bias(given: Given) -> Variant:
-    row, col = given["row"].detach(), given["col"].detach()
+    row, col = given.learned("row"), given.learned("col")
     return Variant(causal, lambda s, b, h, i, j: s + row[b, h, i] - col[b, h, j])
 
 
 def kerple(given: Given) -> Variant:
-    a, c = given["a"].detach(), given["c"].detach()
-    return Variant(causal, lambda s, b, h, i, j: s - a[h] * torch.log1p(c[h] * (i - j)))
+    a, c = given.learned("a"), given.learned("c")
+    return Variant(causal, lambda s, b, h, i, j: s - a[h] * torch.log1p(c[h] * (i - j).clamp(min=0)))
 
 
 def log_n(given: Given) -> Variant:
-    scale = given["scale"].detach()
-    return Variant(causal, lambda s, b, h, i, j: s * scale[h] * torch.log(i + 1.0))
+    scale = given.learned("scale")
+    return Variant(causal, lambda s, b, h, i, j: s * scale[h] * torch.log((i + 1).to(s.dtype)))
 
 
 def qk_norm(given: Given) -> Variant:
@@ -281,7 +268,7 @@ def differential(given: Given) -> Variant:
 def kitchen_sink(given: Given) -> Variant:
     """The sink is a key of its own, behind the others, with a zero value."""
     window, cap, keys = given.params["window"], given.params["cap"], given.extents["j"]
-    slope, sink, doc = given["slope"].detach(), given["sink"].detach(), given["doc"]
+    slope, sink, doc = given.learned("slope"), given.learned("sink"), given["doc"]
 
     def mask(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         inside = j.clamp(max=keys - 1)
@@ -294,7 +281,7 @@ def kitchen_sink(given: Given) -> Variant:
 
 
 def attention_sink(given: Given) -> Variant:
-    keys, sink = given.extents["j"], given["sink"].detach()
+    keys, sink = given.extents["j"], given.learned("sink")
     return Variant(
         lambda b, h, i, j: (i >= j) | (j == keys), lambda s, b, h, i, j: torch.where(j == keys, sink[h], s), qkv=lambda: with_sink(given)
     )
@@ -303,6 +290,129 @@ def attention_sink(given: Given) -> Variant:
 def softmax_one(given: Given) -> Variant:
     keys = given.extents["j"]
     return Variant(lambda b, h, i, j: (i >= j) | (j == keys), qkv=lambda: with_sink(given))
+
+
+def shaped(given: Given) -> Variant:
+    def finish(o: Tensor) -> Tensor:
+        v, rows = given["v"], given.extents["i"]
+        alpha, beta, gamma = (given[name][:, None, None] for name in ("alpha", "beta", "gamma"))
+        mean = v.cumsum(2)[:, :, :rows] / torch.arange(1, rows + 1, device=v.device, dtype=v.dtype)[:, None]
+        return beta * o + alpha * v[:, :, :rows] - gamma * mean
+
+    return Variant(causal, causal=True, finish=finish)
+
+
+def hierarchical(given: Given) -> Variant:
+    """The extra keys stand behind the others."""
+    keys, see = given.extents["j"], given["see"]
+
+    def mask(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return torch.where(j < keys, j <= i, see[b, i, (j - keys).clamp(min=0)])
+
+    def joined() -> tuple[Tensor, Tensor, Tensor]:
+        return given["q"], torch.cat((given["k"], given["kx"]), 2), torch.cat((given["v"], given["vx"]), 2)
+
+    return Variant(mask, qkv=joined)
+
+
+def spacetime(given: Given) -> Variant:
+    """Pixels are entries of the batch."""
+    bias, video = given.learned("bias"), given["video"]
+    high, wide, frames = given.extents["y"], given.extents["x"], given.extents["g"]
+    pixels = high * wide
+    table = F.pad(bias, (0, 1))
+    at = inside(torch.arange(1 - frames, given.extents["f"], device=bias.device) + frames - 1, bias.shape[1])
+
+    def flat() -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (given[name].permute(0, 2, 3, 4, 1, 5).flatten(0, 2) for name in ("q", "k", "v"))
+        return q, k, v
+
+    return Variant(
+        lambda b, h, i, j: (i == j) | (video[b // pixels, i] & video[b // pixels, j]),
+        lambda s, b, h, i, j: s + table[h, at[i - j + frames - 1]],
+        qkv=flat,
+        finish=lambda o: o.unflatten(0, (-1, high, wide)).permute(0, 4, 1, 2, 3, 5),
+    )
+
+
+def deberta(given: Given) -> Variant:
+    """The products with the position table are made before the call, and the score reads them."""
+    qr, kr, pad, keys = given.learned("qr"), given.learned("kr"), given["pad"], given.extents["j"]
+    width = given.extents["d"]
+    distances = torch.arange(1 - keys, given.extents["i"], device=pad.device)
+    at = inside(bucket_deberta(distances, given.params["buckets"], given.params["longest"]), kr.shape[1])
+    scale = (3 * width) ** -0.5
+
+    def score_of(q: Tensor, k: Tensor) -> ScoreMod:
+        to_position = F.pad(q @ kr.transpose(-1, -2) * scale, (0, 1))
+        to_content = F.pad(k @ qr.transpose(-1, -2) * scale, (0, 1))
+
+        def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            n = at[i - j + keys - 1]
+            return s + to_position[b, h, i, n] + to_content[b, h, j, n]
+
+        return score
+
+    return Variant(lambda b, h, i, j: pad[b, j], score_of=score_of, scale=scale)
+
+
+def based(given: Given) -> Variant:
+    """The weights are positive and normalised: a softmax of their logarithms."""
+    return Variant(causal, lambda s, b, h, i, j: torch.log(1 + s + s * s / 2))
+
+
+def unnormalised(given: Given, log_weight: ScoreMod, mask: MaskMod | None, signs: int = 1) -> Variant:
+    """Σ w v as a softmax of log w: one more key of weight 1, whose value alone has a one in a feature of its own, tells Σ w + 1.
+
+    With ``signs`` 2 every head is there twice, and the output is the difference of the halves.
+    """
+    keys = given.extents["j"]
+
+    def padded() -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = given.attended()
+        v = F.pad(v, (0, 1, 0, 1))
+        v[..., -1, -1] = 1.0
+        k = F.pad(k, (0, 0, 0, 1))
+        return (q, k, v) if signs == 1 else (torch.cat((q, q), 1), torch.cat((k, k), 1), torch.cat((v, v), 1))
+
+    def finish(o: Tensor) -> Tensor:
+        sums = o[..., :-1] / o[..., -1:]
+        return sums if signs == 1 else sums.chunk(2, 1)[0] - sums.chunk(2, 1)[1]
+
+    def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return torch.where(j == keys, 0.0, log_weight(s, b, h, i, j))
+
+    seen: MaskMod | None = None if mask is None else lambda b, h, i, j: (j == keys) | mask(b, h, i, j)
+    return Variant(seen, score, qkv=padded, finish=finish)
+
+
+def sigmoid_attention(given: Given) -> Variant:
+    shift = math.log(given.extents["j"])
+    return unnormalised(given, lambda s, b, h, i, j: F.logsigmoid(s - shift), causal)
+
+
+def relu2_attention(given: Given) -> Variant:
+    """A weight of 0 is one of 1e-24."""
+    keys = given.extents["j"]
+    summed = unnormalised(given, lambda s, b, h, i, j: 2 * torch.log(s.clamp(min=1e-12)), causal)
+    return replace(summed, finish=lambda o: _finished(summed, o) / keys)
+
+
+def gelu_attention(given: Given) -> Variant:
+    """gelu(s) > -0.17, so gelu(s) + 0.17 is a weight, and 0.17 times the sum of all values too much."""
+    summed = unnormalised(given, lambda s, b, h, i, j: torch.log(F.gelu(s) + 0.17), None)
+    return replace(summed, finish=lambda o: _finished(summed, o) - 0.17 * given["v"].sum(2, keepdim=True))
+
+
+def retention(given: Given) -> Variant:
+    """The weights have both signs: every head is there twice, for the products above 0 and for those below."""
+    heads = given.extents["h"]
+
+    def log_weight(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        decay = torch.log1p(-torch.exp2(-5.0 - h % heads)) * (i - j)
+        return torch.log(torch.where(h < heads, s, -s).clamp(min=1e-24)) + decay
+
+    return unnormalised(given, log_weight, causal, signs=2)
 
 
 def with_sink(given: Given) -> tuple[Tensor, Tensor, Tensor]:
@@ -318,6 +428,7 @@ VARIANTS: dict[str, Callable[[Given], Variant]] = {
             alibi, alibi_slopes, softcap, sliding_window, dilated_window, global_window, prefix_lm, document_mask, in_context_blocks,
             chunked, block_causal, streaming, fastgen, natten1d, natten2d, natten3d, sta2d, tree, t5_bias, graphormer, row_col_bias,
             kerple, log_n, qk_norm, rope, mla, mla_full, gated_attention, differential, kitchen_sink, attention_sink, softmax_one,
+            shaped, hierarchical, spacetime, deberta, based, sigmoid_attention, relu2_attention, gelu_attention, retention,
         )
     },
 }  # fmt: skip
@@ -326,26 +437,72 @@ VARIANTS: dict[str, Callable[[Given], Variant]] = {
 def peers(
     kernel: str, inputs: Mapping[str, Tensor], params: Mapping[str, Any], extents: Mapping[str, int], compiled: bool = True
 ) -> Sequence[Peer]:
-    """What can compute the first output of the kernel of this name. ``compiled`` is False only to test this table quickly."""
-    if kernel not in VARIANTS:
-        return ()
+    """What can compute the first outputs of the kernel of this name. ``compiled`` is False only to test this table quickly."""
     torch.compiler.reset()  # the compiler gives up on a function after a few variants
     given = Given(inputs, params, extents)
+    found = []
+    if kernel in HAND_WRITTEN:
+        found.append(Peer("eager-torch", HAND_WRITTEN[kernel](given)))
+    if kernel not in VARIANTS:
+        return found
     variant = VARIANTS[kernel](given)
-    found = [] if variant.score is not None else [_sdpa(variant, given)]
+    if not found:
+        found.append(Peer("eager-torch", _eager(variant, given)))
+    if variant.score is None and variant.score_of is None:
+        found.append(_sdpa(variant, given))
     # For CPUs it refuses inputs that require gradients, even where none is asked for.
-    constant = Given({name: t.detach() if t.device.type == "cpu" else t for name, t in inputs.items()}, params, extents)
-    return [*found, _flex(VARIANTS[kernel](constant), constant, compiled)]
+    constant = {name: t.detach() if t.device.type == "cpu" else t for name, t in inputs.items()}
+    frozen = Given(constant, params, extents, frozen=True)
+    return [*found, _flex(VARIANTS[kernel](frozen), frozen, compiled)]
 
 
 def _inputs(variant: Variant, given: Given) -> tuple[Tensor, Tensor, Tensor]:
-    return variant.qkv() if variant.qkv is not None else (given["q"], given["k"], given["v"])
+    return variant.qkv() if variant.qkv is not None else given.attended()
+
+
+def _finished(variant: Variant, o: Tensor) -> Tensor:
+    return variant.finish(o) if variant.finish is not None else o
 
 
 def _shape(variant: Variant, given: Given) -> tuple[int, int, int, int, str]:
     with torch.no_grad():
         q, k, _ = _inputs(variant, given)
     return q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device.type
+
+
+def visible(kernel: str, inputs: Mapping[str, Tensor], params: Mapping[str, Any], extents: Mapping[str, int]) -> float:
+    """The share of pairs that a kernel's mask leaves; 1 where the table has none."""
+    if kernel not in VARIANTS:
+        return 1.0
+    given = Given(inputs, params, extents)
+    seen = _seen(VARIANTS[kernel](given), given)
+    return 1.0 if seen is None else int(seen.count_nonzero()) / seen.numel()
+
+
+def _positions(variant: Variant, given: Given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Batch, heads, queries and keys as indices that broadcast with one another."""
+    b, h, rows, keys, device = _shape(variant, given)
+    batch, heads = torch.arange(b, device=device)[:, None, None, None], torch.arange(h, device=device)[:, None, None]
+    return batch, heads, torch.arange(rows, device=device)[:, None], torch.arange(keys, device=device)
+
+
+def _seen(variant: Variant, given: Given) -> Tensor | None:
+    return None if variant.mask is None else variant.mask(*_positions(variant, given))
+
+
+def _eager(variant: Variant, given: Given) -> Forward:
+    """Mask and score at all positions at once, and as small as they broadcast."""
+    at = _positions(variant, given)
+    seen = _seen(variant, given)
+    hidden = None if seen is None else ~seen
+
+    def forward() -> Tensor:
+        q, k, v = _inputs(variant, given)
+        made = variant.score if variant.score_of is None else variant.score_of(q, k)
+        score = None if made is None else lambda s: made(s, *at)
+        return _finished(variant, attend(q, k, v, hidden, variant.scale, score))
+
+    return forward
 
 
 def _sdpa(variant: Variant, given: Given) -> Peer:
@@ -360,7 +517,7 @@ def _sdpa(variant: Variant, given: Given) -> Peer:
         o = F.scaled_dot_product_attention(
             q, k, v, attn_mask=stored, is_causal=plain, scale=variant.scale, enable_gqa=q.shape[1] != k.shape[1]
         )
-        return variant.finish(o) if variant.finish is not None else o
+        return _finished(variant, o)
 
     return Peer("sdpa", forward)
 
@@ -372,8 +529,8 @@ def _flex(variant: Variant, given: Given, compiled: bool) -> Peer:
 
     def forward() -> Tensor:
         q, k, v = _inputs(variant, given)
+        score = variant.score if variant.score_of is None else variant.score_of(q, k)
         grouped = q.shape[1] != k.shape[1]
-        o = call(q, k, v, score_mod=variant.score, block_mask=blocks, scale=variant.scale, enable_gqa=grouped)
-        return variant.finish(o) if variant.finish is not None else o
+        return _finished(variant, call(q, k, v, score_mod=score, block_mask=blocks, scale=variant.scale, enable_gqa=grouped))
 
     return Peer("flex", forward, backward=device != "cpu")

@@ -73,12 +73,15 @@ class Lowered:
     _known: dict[ir.Node, Buffer] = field(default_factory=dict)
     _gradient_nodes: dict[str, ir.Node] = field(default_factory=dict)
     _births: dict[ir.Node, int] = field(default_factory=dict)
+    _backward: dict[frozenset[str], Plan] = field(default_factory=dict)
 
     def backward(self, wanted: frozenset[str]) -> Plan:
         """The plan that writes the gradients of exactly these inputs."""
-        roots = {self.gradients[name]: node for name, node in self._gradient_nodes.items() if name in wanted}
-        with algebra.births(self._births):
-            return _plan(self, roots, self._known, "backward")
+        if wanted not in self._backward:
+            roots = {self.gradients[name]: node for name, node in self._gradient_nodes.items() if name in wanted}
+            with algebra.births(self._births):
+                self._backward[wanted] = _plan(self, roots, self._known, "backward")
+        return self._backward[wanted]
 
 
 PASSES = ("build", "outside", "canonicalise", "differentiate", "exchange", "schedule")
@@ -200,6 +203,7 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
         used = {b.name for b in everything.buffers.values()}
     known = {n: b for n, b in candidates.items() if b.name in used}
     lowered._known = known
+    lowered._backward.clear()  # that plan could read more than will be saved
     lowered.saved = tuple(dict.fromkeys(b.name for b in known.values()))
     roots = dict(outputs) | {b.name: n for n, b in known.items() if b.role == "saved"}
     saved = {b.name: b for b in known.values() if b.role == "saved"}
