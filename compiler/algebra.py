@@ -344,8 +344,8 @@ def rebuild_pointwise(op: str, args: tuple[ir.Node, ...]) -> ir.Node:
             return add(a, b)
         case "sub", (a, b):
             return sub(a, b)
-        case "mul", (a, b) if real or isinstance(a, ir.Const) or isinstance(b, ir.Const):
-            return mul(a, b) if real else ir.pointwise(op, a, b)
+        case "mul", (a, b) if real:
+            return mul(a, b)
         case "div", (a, b):
             return div(a, b)
         case "neg", (a,):
@@ -354,6 +354,15 @@ def rebuild_pointwise(op: str, args: tuple[ir.Node, ...]) -> ir.Node:
             return where(c, a, b)
         case "and", (a, b):
             return conjunction([a, b])
+        case "or", (a, b) if isinstance(a, ir.Const) or isinstance(b, ir.Const):
+            known, other = (a, b) if isinstance(a, ir.Const) else (b, a)
+            return TRUE if known is TRUE else other
+        case "not", (ir.Const(value=value),):
+            return ir.const(not value)
+        case "mul", (a, b) if is_const(a, 1) and a.kind == b.kind:
+            return b
+        case "mul", (a, b) if is_const(b, 1) and a.kind == b.kind:
+            return a
         case _:
             return ir.pointwise(op, *args)
 

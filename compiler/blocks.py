@@ -14,9 +14,9 @@ from dataclasses import dataclass
 class Demand:
     """What a kernel holds for every row of its tiles, in elements.
 
-    ``widest``: the longest row of one value. ``accumulated``: rows of all carried sums together; ``operands``: rows of all tensors that
-    enter the sweeps, of rows and of swept axis alike. ``stepped``: axes that loops take one index at a time, each with addresses of its own.
-    ``split``: a row has several axes (the halves of a rotation), and is reshaped on its way to a matrix product.
+    ``widest``: the longest row of one value. ``accumulated``: rows of all carried sums together. ``operands``: rows of all tensors
+    that enter the sweeps, of rows and of swept axis alike. ``stepped``: axes that loops take one index at a time, each with
+    addresses of its own. ``split``: a row has several axes (the halves of a rotation), and is reshaped for a matrix product.
     """
 
     widest: int

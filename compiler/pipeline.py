@@ -227,7 +227,7 @@ def _plan(
     roots = merge_sums(roots, first)
     structure = analyse(kernel, forward, roots, hosts)
     roots = expand_lse(roots, structure)
-    roots = nest_sums(roots, structure, tables=lowered.target.backend == "triton")
+    roots = nest_sums(roots, structure, tables=True)
     structure = analyse(kernel, forward, roots, hosts)
     _check_whole(lowered, structure)
     buffers = _buffers(lowered, roots, known, direction, saved or {})
