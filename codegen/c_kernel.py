@@ -209,7 +209,7 @@ class KernelPrinter(Runs):
     def tile_orders(self, step: TileLoad) -> list[tuple[str, ...]]:
         """The layouts in which a loaded tile is wanted: as the right factor of a product its columns lie side by side."""
         node, users = step.load.node, self.users[step]
-        asked = [(p.depth, p.columns) for p in users if isinstance(p, Product) and p.right is node]
+        asked = [self.right_order(p) for p in users if isinstance(p, Product) and p.right is node]
         plain = not asked or any(not isinstance(user, Product) for user in users)
         return list(dict.fromkeys([*asked, *([self.lowering.space(node)] if plain else [])]))
 
@@ -250,10 +250,18 @@ class KernelPrinter(Runs):
         for _ in outer:
             self.close()
 
+    def right_order(self, product: Product) -> tuple[str, ...]:
+        """The layout of a right factor: its columns side by side, as they are anyway or as they are to be put."""
+        natural = self.lowering.space(product.right)
+        if natural[-1] == product.columns:
+            return natural
+        outer = (product.outer,) if product.outer is not None and product.outer in product.right.axes else ()
+        return (*outer, product.depth, product.columns)
+
     def product(self, product: Product) -> None:
         self.phase((product.target,))
         self.functions.add("product")
-        right = self.operand(product.right, (product.depth, product.columns))
+        right = self.operand(product.right, self.right_order(product))
         left = self.pick(self.tiles_of(product.left))
         rows = "1" if product.rows is None else self.bound(product.rows, False)
         left_row = 0 if product.rows is None else left.stride(product.rows)
@@ -271,16 +279,31 @@ class KernelPrinter(Runs):
         staged = memory is None and product.target in self.lowering.in_place
         if memory is None:
             out = self.staging(product) if staged else self.carried(product.target)
-            memory = f"{out.first}, {out.stride(product.rows) if product.rows else 0}"
+            memory = f"{self.slice_of(out, product)}, {out.stride(product.rows) if product.rows else 0}"
         if staged:
             self.copy_in_place(product, out, back=False)
+        if product.outer is not None:
+            variable = self.axis_names[product.outer]
+            self.open(f"for (int {variable} = 0; {variable} < {self.bound(product.outer, False)}; {variable}++)")
+            if product.summed:
+                self.functions.add("unchanged")
+                factor, step = keep.split(", ")
+                keep = f"{variable} > 0 ? &unchanged : {factor}, {step if step == '0' else f'{variable} > 0 ? 0 : {step}'}"
         self.put(
-            f"product({memory}, {keep}, {left.first}, {left_row}, "
-            f"{left.stride(product.depth)}, {right.first}, {right.stride(product.depth)}, {rows}, {self.bound(product.columns, False)}, "
+            f"product({memory}, {keep}, {self.slice_of(left, product)}, {left_row}, {left.stride(product.depth)}, "
+            f"{self.slice_of(right, product)}, {right.stride(product.depth)}, {rows}, {self.bound(product.columns, False)}, "
             f"{self.bound(product.depth, False)});"
         )
+        if product.outer is not None:
+            self.close()
         if staged:
             self.copy_in_place(product, out, back=True)
+
+    def slice_of(self, tile: Tile, product: Product) -> str:
+        """The address of what a product takes of a tile, or puts there."""
+        if product.outer is None or product.outer not in tile.axes:
+            return tile.first
+        return f"{tile.first} + {self.axis_names[product.outer]} * {tile.stride(product.outer)}"
 
     def in_memory(self, product: Product) -> str | None:
         """Address and row stride of a value kept in a tensor whose rows are whole vectors: the product adds to it there."""
@@ -291,7 +314,9 @@ class KernelPrinter(Runs):
         if self.tile_extent(product.columns) % PAD != 0 or self.stride(held, product.columns) != "1":
             return None
         base = self.address(held, {}, self.lowering.space(product.target))
-        return f"{self.buffer(held)} + {base.text}, {self.stride(held, product.rows)}"
+        outer = product.outer if product.outer in product.target.axes else None
+        chosen = f" + {self.axis_names[outer]} * {self.stride(held, outer)}" if outer is not None else ""
+        return f"{self.buffer(held)} + {base.text}{chosen}, {self.stride(held, product.rows)}"
 
     def staging(self, product: Product) -> Tile:
         """A tile for the rows of an in-place value that a product adds to."""
@@ -323,8 +348,16 @@ class KernelPrinter(Runs):
         source = tiles[0]
         turned = self.kept_tile(node, order, "_t")
         self.functions.add("transpose")
-        shape = f"{source.dims[0]}, {self.tile_extent(order[0])}"
-        self.put(f"transpose({turned.first}, {turned.dims[1]}, {source.first}, {source.dims[1]}, {shape});")
+        depth, columns = order[-2:]
+        into, start = turned.first, source.first
+        for axis in order[:-2]:
+            variable = self.axis_names[axis]
+            self.open(f"for (int {variable} = 0; {variable} < {self.bound(axis, False)}; {variable}++)")
+            into, start = f"{into} + {variable} * {turned.stride(axis)}", f"{start} + {variable} * {source.stride(axis)}"
+        shape = f"{source.dims[source.axes.index(columns)]}, {self.tile_extent(depth)}"
+        self.put(f"transpose({into}, {turned.stride(depth)}, {start}, {source.stride(columns)}, {shape});")
+        for _ in order[:-2]:
+            self.close()
         return turned
 
     # The whole kernel -----------------------------------------------------------------------------------------------

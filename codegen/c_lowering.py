@@ -50,7 +50,11 @@ class TileLoad:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Product:
-    """``target`` (+)= ``left`` [rows, depth] . ``right`` [depth, columns]; ``rows`` is None for a vector times a matrix."""
+    """``target`` (+)= ``left`` [rows, depth] . ``right`` [depth, columns]; ``rows`` is None for a vector times a matrix.
+
+    ``outer``: one product for every index of this axis, a further axis of the rows that are multiplied. Where it is ``summed``,
+    the products are added up.
+    """
 
     target: ir.Node
     left: ir.Node
@@ -60,6 +64,8 @@ class Product:
     columns: str
     accumulate: bool
     rescale: Local | None
+    outer: str | None = None
+    summed: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -183,9 +189,26 @@ class Lowering:
     def product(
         self, target: ir.Node, lhs: ir.Node, rhs: ir.Node, over: tuple[str, ...], accumulate: bool, rescale: Local | None
     ) -> Product | None:
-        """The statement as a matrix product, or None where it has not that form."""
-        space, left, right = self.space(target), self.space(lhs), self.space(rhs)
-        depth = [a for a in self.space(lhs, rhs) if a in over]
+        """The statement as a matrix product, or as one for every index of a whole axis; None where it has not that form."""
+        for outer in (None, *(a for a in self.space(lhs, rhs) if a in self.kernel.whole)):
+            found = self.product_at(outer, target, lhs, rhs, over, accumulate, rescale)
+            if found is not None:
+                return found
+        return None
+
+    def product_at(
+        self,
+        outer: str | None,
+        target: ir.Node,
+        lhs: ir.Node,
+        rhs: ir.Node,
+        over: tuple[str, ...],
+        accumulate: bool,
+        rescale: Local | None,
+    ) -> Product | None:
+        """The statement as a matrix product at every index of ``outer``."""
+        space, left, right = (tuple(a for a in self.space(n) if a != outer) for n in (target, lhs, rhs))
+        depth = [a for a in self.space(lhs, rhs) if a in over and a != outer]
         made = all(n.kind == "real" and (n in self.defined or isinstance(n, Local)) for n in (lhs, rhs))
         if not made or len(depth) != 1 or depth[0] not in left or depth[0] not in right or {*left, *right} != {*space, *depth}:
             return None
@@ -201,7 +224,7 @@ class Lowering:
             return None  # a matrix times a vector: dot products along the rows as they lie
         if rescale is not None and columns in rescale.axes:
             return None
-        return Product(target, lhs, rhs, rows, depth[0], columns, accumulate, rescale)
+        return Product(target, lhs, rhs, rows, depth[0], columns, accumulate, rescale, outer, outer in over)
 
     def pieces(self, statement: Statement) -> Iterator[Piece]:
         match statement:

@@ -18,6 +18,8 @@ ZERO = ir.const(0.0)
 ONE = ir.const(1.0)
 TRUE = ir.const(True)
 FALSE = ir.const(False)
+INDEX_NODES = (ir.Position, ir.Const, ir.Size, ir.Pointwise)
+"""What an expression of positions alone is made of."""
 MINUS_INFINITY = ir.const(float("-inf"))
 
 _births: ContextVar[dict[ir.Node, int]] = ContextVar("births")
@@ -234,6 +236,22 @@ def total(signed: Iterable[tuple[int, ir.Node]]) -> ir.Node:
     for sign, t in signed:
         result = add(result, t) if sign > 0 else sub(result, t)
     return result
+
+
+def read(x: ir.Node, at: list[tuple[str, ir.Node]]) -> ir.Node:
+    """``x`` read at positions. A product is read factor by factor, so that what is stored is what was stored before.
+
+    A factor of positions alone is computed where it is read. One factor at least is still read, and makes the product 0 outside.
+    """
+    moved = {axis for axis, _ in at}
+    positions: dict[ir.Node, ir.Node] = {ir.position(axis): e for axis, e in at}
+    parts = factors(x)
+    stay = [f for f in parts if not moved & set(f.axes)]
+    counted = [f for f in parts if f not in stay and all(isinstance(n, INDEX_NODES) for n in ir.topological([f]))]
+    rest = [f for f in parts if f not in stay and f not in counted]
+    if len(parts) < 2 or not rest:
+        return ir.read(x, at)
+    return product([*stay, *(substitute(f, positions) for f in counted), *(ir.read(f, at) for f in rest)])
 
 
 # Conditions -----------------------------------------------------------------------------------------------------

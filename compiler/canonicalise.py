@@ -34,6 +34,8 @@ def _canonical(node: ir.Node, new: tuple[ir.Node, ...]) -> ir.Node:
             return algebra.rebuild_pointwise(op, new)
         case ir.Reduce(op="sum", over=over) if node.kind == "real":
             return algebra.reduce_sum(over, new[0], new[1] if len(new) > 1 else None)
+        case ir.Read(at=at):
+            return algebra.read(new[0], [(a, e) for (a, _), e in zip(at, new[1:], strict=True)])
         case ir.Reduce(op=op, over=over):
             condition = algebra.conjunction([new[1]]) if len(new) > 1 else None
             known = set(algebra.conjuncts(condition))

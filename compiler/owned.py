@@ -17,22 +17,34 @@ if TYPE_CHECKING:
 
 def pair_owned(groups: list[Group], context: Context) -> list[tuple[Group, Group | None]]:
     """Each group with the group that its kernel takes along, in order of launch."""
-    result: list[tuple[Group, Group | None]] = []
-    used: set[int] = set()
-    for n, columns in enumerate(groups):
-        if n in used:
-            continue
-        partner = next(
-            (m for m in range(n + 1, len(groups)) if m not in used and _fit(columns, groups[m], groups[n + 1 : m], context)), None
-        )
-        if partner is None:
-            result.append((columns, None))
-        else:
-            used.add(partner)
-            a, b = columns, groups[partner]
-            first, second = (a, b) if _is_columns(a, b) else (b, a)
-            result.append((first, second))
-    return result
+    units: list[tuple[Group, Group | None]] = [(g, None) for g in groups]
+    n = 0
+    while n < len(units):
+        for m in range(n + 1, len(units)):
+            (a, taken_a), (b, taken_b) = units[n], units[m]
+            if taken_a is None and taken_b is None and _fit(a, b, context):
+                pair = (a, b) if _is_columns(a, b) else (b, a)
+                ordered = _in_order([*units[:n], pair, *units[n + 1 : m], *units[m + 1 :]])
+                if ordered is not None:
+                    units, n = ordered, -1
+                    break
+        n += 1
+    return units
+
+
+def _in_order(units: list[tuple[Group, Group | None]]) -> list[tuple[Group, Group | None]] | None:
+    """The units sorted so that each comes after those that it reads from, None where two would need each other."""
+    import networkx as nx
+
+    tasks = [[*first.tasks, *(second.tasks if second is not None else ())] for first, second in units]
+    made = {task.node: n for n, group in enumerate(tasks) for task in group}
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(units)))
+    for n, group in enumerate(tasks):
+        graph.add_edges_from((made[need], n) for task in group for need in task.needs if made.get(need, n) != n)
+    if not nx.is_directed_acyclic_graph(graph):
+        return None
+    return [units[n] for n in nx.lexicographical_topological_sort(graph)]
 
 
 def _is_columns(a: Group, b: Group) -> bool:
@@ -44,8 +56,8 @@ def _loops(group: Group, context: Context) -> set[frozenset[str]]:
     return {frozenset(s.over) - context.structure.whole for s in group.sweeps}
 
 
-def _fit(a: Group, b: Group, between: list[Group], context: Context) -> bool:
-    """The same iteration space, plain sums only, results that are the sums themselves, and no dependency."""
+def _fit(a: Group, b: Group, context: Context) -> bool:
+    """The same iteration space, plain sums only, results that are the sums themselves, and neither reads what the other makes."""
     loops_a, loops_b = _loops(a, context), _loops(b, context)
     if len(loops_a) != 1 or len(loops_b) != 1 or not (a.sweeps and b.sweeps):
         return False
@@ -58,14 +70,12 @@ def _fit(a: Group, b: Group, between: list[Group], context: Context) -> bool:
         return False
     if not all(_plain(s) for g in (a, b) for s in g.sweeps) or not all(t.node in t.sweeps and not t.also for t in second.tasks):
         return False
-    made = {t.node for t in a.tasks}
-    blocked = {t.node for g in between for t in g.tasks}
-    return not any(n in made or n in blocked for t in b.tasks for n in t.needs) and not _cross(a, b)
+    return not _reads(a, b) and not _reads(b, a)
 
 
-def _cross(a: Group, b: Group) -> bool:
-    made_b: set[ir.Node] = {t.node for t in b.tasks}
-    return any(n in made_b for t in a.tasks for n in t.needs)
+def _reads(a: Group, b: Group) -> bool:
+    made: set[ir.Node] = {t.node for t in b.tasks}
+    return any(n in made for t in a.tasks for n in t.needs)
 
 
 def _plain(s: ir.Reduce) -> bool:

@@ -308,7 +308,35 @@ def group_tasks(tasks: list[Task], structure: Structure) -> list[Group]:
             keys.append(key)
         else:
             groups[place].append(n)
-    return _in_order([Group([tasks[n] for n in g]) for g in groups])
+    ordered = _in_order([Group([tasks[n] for n in g]) for g in groups])
+    _read_stored_sums(ordered)
+    return ordered
+
+
+def _read_stored_sums(groups: list[Group]) -> None:
+    """A sum that an earlier kernel stores for another reader is read, where the same sweep would only compute it again."""
+    stored: dict[ir.Node, Task] = {}
+    for group in groups:
+        for task in group.tasks:
+            again = [s for s in task.sweeps if s in stored and s is not task.node]
+            if again:
+                task.needs += [s for s in again if s not in task.needs]
+                reached = _reached(task)
+                task.sweeps = [s for s in task.sweeps if s in reached and s not in task.needs]
+                task.needs = [n for n in task.needs if n in reached]
+        stored.update((task.node, task) for task in group.tasks if task.node in task.sweeps)
+
+
+def _reached(task: Task) -> set[ir.Node]:
+    """The nodes under a task's, down to those that it reads from memory."""
+    reached = {task.node}
+    stack = [task.node]
+    while stack:
+        node = stack.pop()
+        new = [c for c in ir.children(node) if c not in reached] if node is task.node or node not in task.needs else []
+        reached.update(new)
+        stack += new
+    return reached
 
 
 def _nested(a: Task, b: Task) -> bool:
