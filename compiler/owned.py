@@ -68,6 +68,8 @@ def _fit(a: Group, b: Group, context: Context) -> bool:
     lead = next(iter(_loops(first, context)))
     if not (second.kept >= lead and first.kept >= next(iter(_loops(second, context)))):
         return False
+    if len(first.kept & second.kept) < 2:
+        return False  # a batch alone is too few programs: heads that share their keys would wait for one another
     if not all(_plain(s) for g in (a, b) for s in g.sweeps) or not all(t.node in t.sweeps and not t.also for t in second.tasks):
         return False
     return not _reads(a, b) and not _reads(b, a)

@@ -1,6 +1,6 @@
 //// power_of_two
 // 2**n for -127 <= n <= 127; 2**-127 comes out as 0.
-static inline float power_of_two(int n)
+INLINE float power_of_two(int n)
 {
     union { int32_t bits; float value; } power = {.bits = (n + 127) << 23};
     return power.value;
@@ -8,7 +8,7 @@ static inline float power_of_two(int n)
 
 //// exponential
 // exp(x), relative error about 1e-7; 0 below -87.3 (and for -inf), inf above 88.7.
-static inline float exponential(float x)
+INLINE float exponential(float x)
 {
     const float n = rintf(x * 1.44269504f);
     const float r = fmaf(n, 1.90465421e-9f, fmaf(n, -0.693147182f, x));
@@ -21,7 +21,7 @@ static inline float exponential(float x)
 
 //// exponential2
 // 2**x: as exact as exp, and exact for whole x.
-static inline float exponential2(float x)
+INLINE float exponential2(float x)
 {
     const float n = rintf(x);
     const float r = (x - n) * 0.693147181f;
@@ -34,21 +34,21 @@ static inline float exponential2(float x)
 
 //// exponential_difference
 // exp(x - y); 0 where x is -inf, whatever y is.
-static inline float exponential_difference(float x, float y)
+INLINE float exponential_difference(float x, float y)
 {
     return exponential(x - (y == -INFINITY ? 0.0f : y));
 }
 
 //// rescaling
 // exp(old - new) for a running maximum that moved; 1 while both are -inf.
-static inline float rescaling(float old, float new)
+INLINE float rescaling(float old, float new)
 {
     return old == new ? 1.0f : exponential(old - new);
 }
 
 //// logarithm
 // log(x), about 1 ulp; -inf at 0, nan below.
-static inline float logarithm(float x)
+INLINE float logarithm(float x)
 {
     const float scaled = x < 1.17549435e-38f ? x * 8388608.0f : x;
     union { float value; int32_t bits; } split = {.value = scaled};
@@ -74,7 +74,7 @@ static inline float logarithm(float x)
 
 //// log_of_one_plus
 // log(1 + x), exact to a few ulp near 0: the rounding of 1 + x is divided out again.
-static inline float log_of_one_plus(float x)
+INLINE float log_of_one_plus(float x)
 {
     const float sum = 1.0f + x;
     const float rounded = sum - 1.0f;
@@ -84,7 +84,7 @@ static inline float log_of_one_plus(float x)
 
 //// exponential_minus_one
 // exp(x) - 1, exact to a few ulp near 0.
-static inline float exponential_minus_one(float x)
+INLINE float exponential_minus_one(float x)
 {
     const float r = x;
     float near = fmaf(1.9841270e-4f, r, 1.38888889e-3f);
@@ -98,7 +98,7 @@ static inline float exponential_minus_one(float x)
 
 //// hyperbolic_tangent
 // tanh(x), about 2 ulp.
-static inline float hyperbolic_tangent(float x)
+INLINE float hyperbolic_tangent(float x)
 {
     const float square = x * x;
     float tail = fmaf(-5.90583682e-3f, square, 2.0805357e-2f);
@@ -111,28 +111,28 @@ static inline float hyperbolic_tangent(float x)
 }
 
 //// sigmoid
-static inline float sigmoid(float x)
+INLINE float sigmoid(float x)
 {
     return 1.0f / (1.0f + exponential(-x));
 }
 
 //// softplus
 // log(1 + exp(x)) without overflow.
-static inline float softplus(float x)
+INLINE float softplus(float x)
 {
     return (x > 0.0f ? x : 0.0f) + log_of_one_plus(exponential(-fabsf(x)));
 }
 
 //// log_sigmoid
 // log(sigmoid(x)) without overflow.
-static inline float log_sigmoid(float x)
+INLINE float log_sigmoid(float x)
 {
     return (x < 0.0f ? x : 0.0f) - log_of_one_plus(exponential(-fabsf(x)));
 }
 
 //// log_of_sum
 // log(exp(a) + exp(b)); -inf where both are -inf.
-static inline float log_of_sum(float a, float b)
+INLINE float log_of_sum(float a, float b)
 {
     const float larger = a > b ? a : b;
     const float gap = a == b ? 0.0f : fabsf(a - b);
@@ -140,14 +140,14 @@ static inline float log_of_sum(float a, float b)
 }
 
 //// silu
-static inline float silu(float x)
+INLINE float silu(float x)
 {
     return x / (1.0f + exponential(-x));
 }
 
 //// error_function
 // erf(x), about 2 ulp.
-static inline float error_function(float x)
+INLINE float error_function(float x)
 {
     const float square = x * x;
     float near = fmaf(7.88910911e-5f, square, -8.02083814e-4f);
@@ -170,20 +170,20 @@ static inline float error_function(float x)
 }
 
 //// gelu
-static inline float gelu(float x)
+INLINE float gelu(float x)
 {
     return 0.5f * x * (1.0f + error_function(0.707106781f * x));
 }
 
 //// gelu_tanh
-static inline float gelu_tanh(float x)
+INLINE float gelu_tanh(float x)
 {
     return 0.5f * x * (1.0f + hyperbolic_tangent(0.797884561f * fmaf(0.044715f * x * x, x, x)));
 }
 
 //// circle
 // sin(x + quarters * pi / 2); the argument is reduced in double, good to |x| of 1e9.
-static inline float circle(float x, int quarters)
+INLINE float circle(float x, int quarters)
 {
     const double turns = rint((double)x * 0.63661977236758134);
     const float r = (float)((double)x - turns * 1.5707963267948966);
@@ -202,26 +202,26 @@ static inline float circle(float x, int quarters)
 }
 
 //// squared
-static inline float squared(float x)
+INLINE float squared(float x)
 {
     return x * x;
 }
 
 //// cubed
-static inline float cubed(float x)
+INLINE float cubed(float x)
 {
     return x * x * x;
 }
 
 //// fourth_power
-static inline float fourth_power(float x)
+INLINE float fourth_power(float x)
 {
     return x * x * (x * x);
 }
 
 //// integer_power
 // base ** exponent for exponent >= 0.
-static inline int64_t integer_power(int64_t base, int64_t exponent)
+INLINE int64_t integer_power(int64_t base, int64_t exponent)
 {
     int64_t result = 1;
     for (; exponent > 0; exponent >>= 1, base *= base)
@@ -231,7 +231,7 @@ static inline int64_t integer_power(int64_t base, int64_t exponent)
 
 //// floor_divide
 // Rounds down, as in Python; 0 for a divisor of 0.
-static inline int64_t floor_divide(int64_t a, int64_t b)
+INLINE int64_t floor_divide(int64_t a, int64_t b)
 {
     if (b == 0 || b == -1)
         return -b * -a;
@@ -240,7 +240,7 @@ static inline int64_t floor_divide(int64_t a, int64_t b)
 
 //// floor_modulo
 // Has the sign of the divisor, as in Python; 0 for a divisor of 0.
-static inline int64_t floor_modulo(int64_t a, int64_t b)
+INLINE int64_t floor_modulo(int64_t a, int64_t b)
 {
     if (b == 0 || b == -1)
         return 0;
@@ -249,71 +249,71 @@ static inline int64_t floor_modulo(int64_t a, int64_t b)
 
 //// float_modulo
 // Has the sign of the divisor, as in Python.
-static inline float float_modulo(float a, float b)
+INLINE float float_modulo(float a, float b)
 {
     const float rest = fmodf(a, b);
     return rest != 0.0f && (rest < 0.0f) != (b < 0.0f) ? rest + b : rest;
 }
 
 //// sign_of
-static inline float sign_of(float x)
+INLINE float sign_of(float x)
 {
     return (float)((x > 0.0f) - (x < 0.0f));
 }
 
 //// highest
 // The larger number, for a running maximum: a nan in b is passed over.
-static inline float highest(float a, float b)
+INLINE float highest(float a, float b)
 {
     return b > a ? b : a;
 }
 
 //// maximum
 // The larger number; nan where either is nan.
-static inline float maximum(float a, float b)
+INLINE float maximum(float a, float b)
 {
     return a > b || a != a ? a : b;
 }
 
 //// minimum
 // The smaller number; nan where either is nan.
-static inline float minimum(float a, float b)
+INLINE float minimum(float a, float b)
 {
     return a < b || a != a ? a : b;
 }
 
 //// sign_of_int
-static inline int sign_of_int(int64_t x)
+INLINE int sign_of_int(int64_t x)
 {
     return (x > 0) - (x < 0);
 }
 
 //// maximum_int
-static inline int64_t maximum_int(int64_t a, int64_t b)
+INLINE int64_t maximum_int(int64_t a, int64_t b)
 {
     return a > b ? a : b;
 }
 
 //// minimum_int
-static inline int64_t minimum_int(int64_t a, int64_t b)
+INLINE int64_t minimum_int(int64_t a, int64_t b)
 {
     return a < b ? a : b;
 }
 
 //// from_float16
-static inline float from_float16(_Float16 half)
+INLINE float from_float16(_Float16 half)
 {
     return (float)half;
 }
 
 //// to_float16
-static inline _Float16 to_float16(float value)
+INLINE _Float16 to_float16(float value)
 {
     return (_Float16)value;
 }
 
 //// from_bfloat16
-static inline float from_bfloat16(uint16_t half)
+INLINE float from_bfloat16(uint16_t half)
 {
     union { uint32_t bits; float value; } wide = {.bits = (uint32_t)half << 16};
     return wide.value;
@@ -321,7 +321,7 @@ static inline float from_bfloat16(uint16_t half)
 
 //// to_bfloat16
 // Rounds to nearest, ties to even; a nan stays one.
-static inline uint16_t to_bfloat16(float value)
+INLINE uint16_t to_bfloat16(float value)
 {
     union { float value; uint32_t bits; } wide = {.value = value};
     const uint32_t rounded = wide.bits + 0x7fff + (wide.bits >> 16 & 1);
@@ -381,7 +381,7 @@ static void *allocate(int64_t bytes)
 
 //// sum_of
 // The sum of a row, in a fixed order.
-static inline float sum_of(const float *row, int count)
+INLINE float sum_of(const float *row, int count)
 {
     vector total = {0};
     int c = 0;
