@@ -26,6 +26,8 @@ def _canonical(node: ir.Node, new: tuple[ir.Node, ...]) -> ir.Node:
             if x.kind == low.kind == high.kind == "int":
                 return ir.pointwise("min", ir.pointwise("max", x, low), high)
             return ir.pointwise("clamp", *new)
+        case ir.Pointwise(op="pow") if _is_decay(*new):
+            return _decay(*new)
         case ir.Pointwise(op="exp"):
             return _weight(new[0])
         case ir.Pointwise(op="mul" | "div" as op) if node.kind == "real":
@@ -42,6 +44,21 @@ def _canonical(node: ir.Node, new: tuple[ir.Node, ...]) -> ir.Node:
             return ir.reduce(op, over, algebra.under(new[0], known), None if condition is None else algebra.optional(condition))
         case _:
             return algebra.with_children(node, new)
+
+
+def _is_decay(base: ir.Node, steps: ir.Node) -> bool:
+    """A power of a base that needs no gradient and varies less than the exponent, a whole number."""
+    fixed = not isinstance(base, ir.Const) and not any(isinstance(n, ir.Input) for n in ir.topological([base]))
+    return fixed and steps.kind == "int" and bool(set(steps.axes) - set(base.axes))
+
+
+def _decay(base: ir.Node, steps: ir.Node) -> ir.Node:
+    """base**steps as exp(steps * log|base|) with its sign: the logarithm is taken once, outside of the sweep."""
+    size = ir.pointwise("exp", algebra.mul(steps, ir.pointwise("log", ir.pointwise("abs", base))))
+    odd = ir.pointwise("ne", ir.pointwise("mod", steps, ir.const(2)), ir.const(0))
+    negative = algebra.conjunction([ir.pointwise("lt", base, algebra.ZERO), odd])
+    signed = algebra.where(negative, algebra.neg(size), size)
+    return algebra.where(ir.pointwise("eq", steps, ir.const(0)), algebra.ONE, signed)
 
 
 def _weight(exponent: ir.Node) -> ir.Node:
