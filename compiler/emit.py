@@ -149,6 +149,8 @@ class KernelBuilder:
         self.known: dict[ir.Node, ir.Node] = {}
         self.locals: dict[str, int] = {}
         self.finals: dict[ir.Node, ir.Node] = {}
+        self.sparse: set[ir.Node] = set()
+        """Sums by position: exactly 0 where no element fell, whatever they are multiplied with there."""
         self.unfinished: list[Callable[[], None]] = []
         self.block: dict[str, int] = {}
         if self.rows and tiling.rows is not None:
@@ -313,6 +315,7 @@ class KernelBuilder:
             carried = self._fresh(self._result_name(s, f"by_{axis}"), s.axes)
             at = self._low(ir.pointwise("sub", position, origin(axis)))
             running.append(Running(carried, "sum", self._low(s.x), rest, over, scatter=(axis, at)))
+            self.sparse.add(carried)
             self.finals[s] = carried
             return
         operand = self._low(s.x)
@@ -562,8 +565,8 @@ class KernelBuilder:
         """Keeps what is masked from mattering: 0 * nan is nan. Elements of ``rhs`` that are not finite become 0, and nan goes to the left
         operand where such an element is kept."""
         finite = ir.pointwise("eq", ir.pointwise("sub", rhs, rhs), ZERO)
-        whole = [a for a in rhs.axes if a in self.structure.whole]
-        sound = ir.reduce("all", whole, finite) if whole else finite
+        rest = [a for a in rhs.axes if a in self.structure.whole and a not in lhs.axes]
+        sound = ir.reduce("all", rest, finite) if rest else finite
         spoiled = ir.pointwise("and", condition, ir.pointwise("not", sound))
         return ir.pointwise("where", spoiled, ir.const(float("nan")), lhs), ir.pointwise("where", finite, rhs, ZERO)
 
@@ -632,6 +635,8 @@ class KernelBuilder:
                 replacement[n] = ir.pointwise("add", index(n.axis), origin(n.axis))
             elif n in self.read and n not in self.known:
                 replacement[n] = ir.make(ir.Input, n.axes, n.kind, self.context.stored[n])
+                if isinstance(n, ir.Reduce) and scatter_axis(n) is not None:
+                    self.sparse.add(replacement[n])
         return substitute(node, replacement)
 
     def _place(self, node: ir.Node) -> Scope:
@@ -685,6 +690,10 @@ class KernelBuilder:
             split = self._matrix_product(node)
             if split is not None:
                 lhs, rhs = product(split[0]), product(split[1])
+                if any(f in self.sparse for f in split[1]):
+                    lhs, rhs = rhs, lhs
+                if any(f in self.sparse for f in (*split[0], *split[1])):
+                    lhs, rhs = self._shield(lhs, rhs, ir.pointwise("ne", lhs, ZERO))
                 self._emit(lhs)
                 self._emit(rhs)
                 self._append(node, Contract(node, lhs, rhs, over))

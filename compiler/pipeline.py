@@ -18,7 +18,7 @@ from .exchange import exchange_contractions, split_sums
 from .names import name_nodes
 from .outside import split_outside
 from .plan import Buffer, Dtype, Kernel, Plan
-from .structure import Structure, analyse
+from .structure import WHOLE_LIMIT, Structure, analyse
 from .tasks import Group, NotFused, Planner, Task, group_tasks, merge_sums, nest_sums
 from .verify import verify
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 T = TypeVar("T")
-
-WHOLE_LIMIT = 256
-"""Largest extent of an axis that a tile keeps whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +65,8 @@ class Lowered:
     cotangents: dict[str, str] = field(default_factory=dict)
     gradients: dict[str, str] = field(default_factory=dict)
     differentiable: tuple[str, ...] = ()
+    by_extent: set[str] = field(default_factory=set)
+    """Axes that the plans keep whole, or not, because of their extent at this call."""
     passes: dict[str, object] = field(default_factory=dict)
     """The graph or plan after each named pass, for ``weft show --after``."""
     _known: dict[ir.Node, Buffer] = field(default_factory=dict)
@@ -173,7 +172,7 @@ def _output_axes(lowered: Lowered, name: str) -> tuple[str, ...]:
 
 def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     """The forward plan, with what the backward of all inputs will read saved."""
-    structure = analyse(lowered.graph.kernel, outputs, outputs)
+    structure = analyse(lowered.graph.kernel, outputs, outputs, dict(lowered.hints.extents))
     sweeps = [n for n in ir.topological(outputs.values()) if structure.is_sweep(n)]
     layout = {n: structure.sort(n.axes) for n in sweeps}
     for name, node in outputs.items():
@@ -223,12 +222,14 @@ def _plan(
     kernel = lowered.graph.kernel
     forward = lowered.fused.outputs
     hosts = [b.axes for b in known.values()]
-    first = analyse(kernel, forward, roots, hosts)
+    extents = dict(lowered.hints.extents)
+    first = analyse(kernel, forward, roots, extents, hosts)
     roots = merge_sums(roots, first)
-    structure = analyse(kernel, forward, roots, hosts)
+    structure = analyse(kernel, forward, roots, extents, hosts)
     roots = expand_lse(roots, structure)
     roots = nest_sums(roots, structure, tables=True)
-    structure = analyse(kernel, forward, roots, hosts)
+    structure = analyse(kernel, forward, roots, extents, hosts)
+    lowered.by_extent |= structure.by_extent
     _check_whole(lowered, structure)
     buffers = _buffers(lowered, roots, known, direction, saved or {})
     planner = Planner(structure, {n: b.name for n, b in known.items()})

@@ -15,11 +15,14 @@ from . import ir
 from .algebra import conjuncts, factors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from ..dsl.typed import Kernel
 
 Axes = frozenset[str]
+
+WHOLE_LIMIT = 256
+"""Largest extent of an axis that a tile keeps whole."""
 
 
 @dataclass(slots=True)
@@ -34,6 +37,8 @@ class Structure:
     """Declared order of axes, memory order within a tensor."""
     minor: set[str] = field(default_factory=set)
     """Later parts of split dimensions: rather looped over than tiled."""
+    by_extent: set[str] = field(default_factory=set)
+    """Axes kept whole, or not, because of their extent."""
 
     def storable(self, axes: Iterable[str]) -> bool:
         wanted = frozenset(axes)
@@ -53,7 +58,13 @@ def operand_axes(node: ir.Reduce) -> set[str]:
     return {*node.x.axes, *node.over, *(node.where.axes if node.where is not None else ())}
 
 
-def analyse(kernel: Kernel, forward: dict[str, ir.Node], roots: dict[str, ir.Node], extra_hosts: Iterable[Iterable[str]] = ()) -> Structure:
+def analyse(
+    kernel: Kernel,
+    forward: dict[str, ir.Node],
+    roots: dict[str, ir.Node],
+    extents: Mapping[str, int],
+    extra_hosts: Iterable[Iterable[str]] = (),
+) -> Structure:
     """The structure of the graph under ``roots``; ``forward``: the canonical outputs, which the roots are or derive from."""
     nodes = list(ir.topological([*forward.values(), *roots.values()]))
     inputs = [n for n in nodes if isinstance(n, ir.Input)]
@@ -77,7 +88,7 @@ def analyse(kernel: Kernel, forward: dict[str, ir.Node], roots: dict[str, ir.Nod
     for n in nodes:
         if isinstance(n, ir.Reduce) and not found.storable(n.axes):
             found.whole.update(n.over)
-    _sweep_axes(nodes, found)
+    _sweep_axes(nodes, found, extents)
     return found
 
 
@@ -130,7 +141,7 @@ def scatter_axis(node: ir.Reduce) -> tuple[str, ir.Node, ir.Node] | None:
     return None
 
 
-def _sweep_axes(nodes: list[ir.Node], found: Structure) -> None:
+def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, int]) -> None:
     sweeps = [
         n
         for n in nodes
@@ -160,5 +171,12 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure) -> None:
     for n in nodes:  # matrix products of rows with small tables
         if isinstance(n, ir.Reduce) and found.storable(n.axes) and not set(n.over) - found.whole and not found.storable(operand_axes(n)):
             others += [a for f in factors(n.x) for a in f.axes]
+    for sweep in sweeps:
+        scattered = scatter_axis(sweep)
+        if scattered is not None and scattered[0] in found.pair:  # else every index of a table would be a sweep of its own
+            found.by_extent.add(scattered[0])
+            if extents.get(scattered[0], 0) <= WHOLE_LIMIT:
+                found.pair.discard(scattered[0])
+                found.whole.add(scattered[0])
     found.whole.update(a for a in others if a not in found.pair)
     found.related &= found.pair

@@ -125,7 +125,8 @@ def _make(kernel: Kernel, chosen: Chosen, extents: Mapping[str, int]) -> Variant
         made = _unfused(kernel, chosen, extents, lowered)
         whole = tuple(a for a, _ in made.extents)
     else:
-        whole = tuple(sorted({a for plan in (lowered.forward, _full_backward(lowered)) for k in plan.kernels for a in k.whole}))
+        kept = {a for plan in (lowered.forward, _full_backward(lowered)) for k in plan.kernels for a in k.whole}
+        whole = tuple(sorted(kept | lowered.by_extent))
         made = _record(kernel, chosen, lowered, tuple((a, extents[a]) for a in whole))
     _store(kernel, whole, "whole", chosen)
     _store(kernel, made, "variant", chosen, tuple((a, extents[a]) for a in whole))
