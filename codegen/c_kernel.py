@@ -258,6 +258,12 @@ class KernelPrinter(Runs):
         outer = (product.outer,) if product.outer is not None and product.outer in product.right.axes else ()
         return (*outer, product.depth, product.columns)
 
+    def target_order(self, product: Product) -> tuple[str, ...]:
+        """The layout of a result: its columns side by side."""
+        natural = self.lowering.space(product.target)
+        outer = product.outer
+        return natural if outer is None or natural[-1] != outer else (outer, *(a for a in natural if a != outer))
+
     def product(self, product: Product) -> None:
         self.phase((product.target,))
         self.functions.add("product")
@@ -274,7 +280,7 @@ class KernelPrinter(Runs):
             self.functions.add("unchanged")
         if product in self.users:
             self.definitions[product.target] = product
-            self.values[product.target] = [self.kept_tile(product.target, self.lowering.space(product.target), "")]
+            self.values[product.target] = [self.kept_tile(product.target, self.target_order(product), "")]
         memory = self.in_memory(product)
         staged = memory is None and product.target in self.lowering.in_place
         if memory is None:
@@ -355,7 +361,8 @@ class KernelPrinter(Runs):
             self.open(f"for (int {variable} = 0; {variable} < {self.bound(axis, False)}; {variable}++)")
             into, start = f"{into} + {variable} * {turned.stride(axis)}", f"{start} + {variable} * {source.stride(axis)}"
         shape = f"{source.dims[source.axes.index(columns)]}, {self.tile_extent(depth)}"
-        self.put(f"transpose({into}, {turned.stride(depth)}, {start}, {source.stride(columns)}, {shape});")
+        strides = f"{source.stride(columns)}, {source.stride(depth)}"
+        self.put(f"transpose({into}, {turned.stride(depth)}, {start}, {strides}, {shape});")
         for _ in order[:-2]:
             self.close()
         return turned

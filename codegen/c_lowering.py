@@ -224,6 +224,8 @@ class Lowering:
             return None  # a matrix times a vector: dot products along the rows as they lie
         if rescale is not None and columns in rescale.axes:
             return None
+        if isinstance(target, Local) and self.space(target)[-1] != columns:
+            return None  # its rows are not vectors
         return Product(target, lhs, rhs, rows, depth[0], columns, accumulate, rescale, outer, outer in over)
 
     def pieces(self, statement: Statement) -> Iterator[Piece]:

@@ -88,7 +88,8 @@ def analyse(
     for n in nodes:
         if isinstance(n, ir.Reduce) and not found.storable(n.axes):
             found.whole.update(n.over)
-    _sweep_axes(nodes, found, extents)
+    swept = {a for n in ir.topological(forward.values()) if isinstance(n, ir.Reduce) for a in n.over}
+    _sweep_axes(nodes, found, extents, swept)
     return found
 
 
@@ -141,7 +142,7 @@ def scatter_axis(node: ir.Reduce) -> tuple[str, ir.Node, ir.Node] | None:
     return None
 
 
-def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, int]) -> None:
+def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, int], swept: set[str]) -> None:
     sweeps = [
         n
         for n in nodes
@@ -173,7 +174,7 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
             others += [a for f in factors(n.x) for a in f.axes]
     for sweep in sweeps:
         scattered = scatter_axis(sweep)
-        if scattered is not None and scattered[0] in found.pair:  # else every index of a table would be a sweep of its own
+        if scattered is not None and scattered[0] in found.pair - swept:  # else every index of a table would be a sweep of its own
             found.by_extent.add(scattered[0])
             if extents.get(scattered[0], 0) <= WHOLE_LIMIT:
                 found.pair.discard(scattered[0])

@@ -141,7 +141,7 @@ def _make_c(record: ProgramRecord, folder: Path) -> None:
     from .c_compiler import compile_c
 
     _write_text(record, folder)
-    compile_c(record.text, (folder / _filename(record)).with_suffix(".so"))
+    compile_c(record.text, (folder / _filename(record)).with_suffix(".so"), failed=disk_cache().root / "failed")
 
 
 def _write_text(record: ProgramRecord, folder: Path) -> None:

@@ -122,10 +122,11 @@ def compiler_id() -> str:
     return f"{version.splitlines()[0] if version else command[0]} {digest[:16]}"
 
 
-def compile_c(source: str, out_path: str | Path, timeout: float | None = None) -> Path:
+def compile_c(source: str, out_path: str | Path, timeout: float | None = None, failed: Path | None = None) -> Path:
     """Builds a shared library from a C text at ``out_path``, which appears only when it is complete.
 
-    Raises ``MissingCompiler``, ``CompileFailed`` and ``CompileTimeout``; the last two leave the source beside ``out_path``.
+    Raises ``MissingCompiler``, ``CompileFailed`` and ``CompileTimeout``; the last two leave the source in the folder ``failed``, or
+    beside ``out_path``.
     """
     out = Path(out_path)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -134,17 +135,22 @@ def compile_c(source: str, out_path: str | Path, timeout: float | None = None) -
         text, library = Path(folder, "kernel.c"), Path(folder, "kernel.so")
         text.write_text(source, encoding="utf-8")
         command = [*compiler_command(), *compiler_flags(), str(text), "-o", str(library), "-lm"]
-        kept = out.with_suffix(".failed.c")
+        kept = (failed or out.parent) / out.with_suffix(".failed.c").name
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
         except subprocess.TimeoutExpired as error:
-            shutil.copyfile(text, kept)
+            _keep(text, kept)
             raise CompileTimeout(seconds, kept) from error
         if done.returncode != 0:
-            shutil.copyfile(text, kept)
+            _keep(text, kept)
             raise CompileFailed(command, done.returncode, done.stderr, kept)
         os.replace(library, out)
     return out
+
+
+def _keep(text: Path, kept: Path) -> None:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(text, kept)
 
 
 def load(path: str | Path, entries: Sequence[str]) -> dict[str, Any]:

@@ -360,11 +360,11 @@ LOAD_TILE(load_bfloat16, uint16_t, from_bfloat16)
 
 //// transpose
 // out[c][r] = tile[r][c]
-static void transpose(float *out, int out_stride, const float *tile, int tile_stride, int rows, int columns)
+INLINE void transpose(float *out, int out_stride, const float *tile, int row_stride, int column_stride, int rows, int columns)
 {
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++)
-            out[c * out_stride + r] = tile[r * tile_stride + c];
+            out[c * out_stride + r] = tile[r * row_stride + c * column_stride];
 }
 
 //// allocate

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from weft.runtime import c_compiler
+from weft.runtime.build import ProgramRecord, load_program
 from weft.runtime.c_compiler import CompileFailed, CompileTimeout, LoadFailed, MissingCompiler, compile_c, compiler_id, load
 
 SOURCE = """\
@@ -78,3 +79,11 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
         load(damaged, ["twice"])
     with pytest.raises(LoadFailed, match="thrice"):
         load(compile_c(SOURCE, tmp_path / "twice.so"), ["thrice"])
+
+
+def test_generated_code_that_does_not_compile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEFT_CACHE", str(tmp_path))
+    record = ProgramRecord("broken__forward", "c", "int x = no_such_name;", (), (), ())
+    with pytest.raises(CompileFailed, match="bug in weft") as caught:
+        load_program(record)
+    assert caught.value.source_path.read_text() == record.text

@@ -206,7 +206,7 @@ def test_bench_prints_and_writes_a_table(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     data = json.loads(path.read_text())
     timings = {t["name"]: t for t in data["results"][0]["timings"]}
-    assert timings.keys() == {"weft", "eager", "sdpa"}
+    assert timings.keys() == {"weft", "eager", "eager-torch", "sdpa"}
     assert all(t["forward"] > 0 and t["both"] > 0 and not t["fault"] for t in timings.values()), timings
     assert data["machine"]["torch"]
 
