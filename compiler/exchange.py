@@ -7,20 +7,25 @@ Before: delta[i] = sum[j](p * sum[e](d_o * v)). After: delta[i] = sum[e](d_o * o
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from . import ir
 from .algebra import add, factors, product, reduce_sum, terms, total, with_children
 from .online import distribute, splits_terms
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
-def split_sums(roots: dict[str, ir.Node]) -> dict[str, ir.Node]:
-    """Sums over differently normalised terms become differences of sums (each normaliser has its own pivot).
+
+def split_sums(roots: dict[str, ir.Node], stored: Collection[ir.Node] = ()) -> dict[str, ir.Node]:
+    """Sums over differently normalised terms become differences of sums: each normaliser has its own pivot, if it is not ``stored``.
 
     Before: sum[j]((a1 - lam * a2) * v). After: sum[j](a1 * v) - lam * sum[j](a2 * v).
     """
     memo: dict[ir.Node, ir.Node] = {}
     for n in ir.topological(roots.values()):
         new = with_children(n, tuple(memo[c] for c in ir.children(n)))
-        memo[n] = distribute(new) if isinstance(new, ir.Reduce) and new.op == "sum" and splits_terms(new) else new
+        memo[n] = distribute(new) if isinstance(new, ir.Reduce) and new.op == "sum" and splits_terms(new, stored) else new
     return {name: memo[n] for name, n in roots.items()}
 
 

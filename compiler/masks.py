@@ -90,8 +90,14 @@ def interval(node: ir.Node, tiles: frozenset[str]) -> Interval | None:
             return (
                 None if x is None else Interval(ir.pointwise("floordiv", x.low, ir.const(c)), ir.pointwise("floordiv", x.high, ir.const(c)))
             )
-        case ir.Pointwise(op="mod", args=(_, ir.Const(value=c))) if c > 0:
-            return Interval(ir.const(0), ir.const(int(c) - 1))
+        case ir.Pointwise(op="mod", args=(a, ir.Const(value=c) as period)) if c > 0:
+            anything = Interval(ir.const(0), ir.const(int(c) - 1))
+            x = interval(a, tiles)
+            if x is None:
+                return anything
+            within = ir.pointwise("eq", ir.pointwise("floordiv", x.low, period), ir.pointwise("floordiv", x.high, period))
+            low, high = (ir.pointwise("mod", bound, period) for bound in (x.low, x.high))
+            return Interval(ir.pointwise("where", within, low, anything.low), ir.pointwise("where", within, high, anything.high))
         case ir.Pointwise(op="where", args=(_, a, b)) if node.kind == "int":
             x, y = interval(a, tiles), interval(b, tiles)
             return None if x is None or y is None else Interval(int_op("min", x.low, y.low), int_op("max", x.high, y.high))

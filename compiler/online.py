@@ -17,7 +17,7 @@ from . import algebra, ir
 from .algebra import ONE, ZERO, add, factors, mul, neg, product, sub, terms, total
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 MAX_TERMS = 4
 
@@ -196,15 +196,18 @@ def _from_sympy(expression: Any, atoms: dict[Any, ir.Node]) -> ir.Node:
             return ir.const(float(expression))
 
 
-def splits_terms(reduction: ir.Reduce) -> bool:
-    """Whether a sum's terms depend on different row reductions over its axes, and so need pivots of their own."""
+def splits_terms(reduction: ir.Reduce, stored: Collection[ir.Node] = ()) -> bool:
+    """Whether a sum's terms depend on different row reductions over its axes, and so need pivots of their own; what is ``stored`` needs
+    none."""
     over = set(reduction.over)
     for f in factors(reduction.x):
         parts = terms(f)
         if len(parts) > 1:
             needs = [
                 frozenset(
-                    n for n in ir.topological([t]) if isinstance(n, ir.Reduce) and over & set(n.over) and n.op in ("lse", "max", "sum")
+                    n
+                    for n in ir.topological([t])
+                    if isinstance(n, ir.Reduce) and over & set(n.over) and n.op in ("lse", "max", "sum") and n not in stored
                 )
                 for _, t in parts
             ]

@@ -143,7 +143,7 @@ def _derive(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     except NoDerivative as error:
         raise NotFused(str(error)) from error
     became: dict[ir.Node, ir.Node] = {}
-    gradients = split_sums(canonicalise(gradients, became))
+    gradients = canonicalise(gradients, became)
     assert lowered.fused is not None
     names = lowered.fused.names
     for node, name in list(names.items()):
@@ -152,7 +152,7 @@ def _derive(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
             names.setdefault(adjoint, f"d_{name}")
     lowered.passes["differentiate"] = gradients
     known: set[ir.Node] = {n for n in ir.topological(outputs.values()) if isinstance(n, ir.Reduce)}
-    gradients = exchange_contractions(gradients, known)
+    gradients = exchange_contractions(split_sums(exchange_contractions(gradients, known), known), known)
     lowered.passes["exchange"] = gradients
     lowered._gradient_nodes = gradients
     lowered.differentiable = tuple(n.name for n in inputs)
