@@ -96,8 +96,8 @@ def interval(node: ir.Node, tiles: frozenset[str]) -> Interval | None:
             if x is None:
                 return anything
             within = ir.pointwise("eq", ir.pointwise("floordiv", x.low, period), ir.pointwise("floordiv", x.high, period))
-            low, high = (ir.pointwise("mod", bound, period) for bound in (x.low, x.high))
-            return Interval(ir.pointwise("where", within, low, anything.low), ir.pointwise("where", within, high, anything.high))
+            first, last = ir.pointwise("mod", x.low, period), ir.pointwise("mod", x.high, period)
+            return Interval(ir.pointwise("where", within, first, anything.low), ir.pointwise("where", within, last, anything.high))
         case ir.Pointwise(op="where", args=(_, a, b)) if node.kind == "int":
             x, y = interval(a, tiles), interval(b, tiles)
             return None if x is None or y is None else Interval(int_op("min", x.low, y.low), int_op("max", x.high, y.high))

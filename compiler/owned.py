@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .tasks import Group
+from .tasks import PROGRAMS, Group
 
 if TYPE_CHECKING:
     from . import ir
@@ -68,7 +68,7 @@ def _fit(a: Group, b: Group, context: Context) -> bool:
     lead = next(iter(_loops(first, context)))
     if not (second.kept >= lead and first.kept >= next(iter(_loops(second, context)))):
         return False
-    if len(first.kept & second.kept) < 2:
+    if len(first.kept & second.kept) < PROGRAMS:
         return False  # a batch alone is too few programs: heads that share their keys would wait for one another
     if not all(_plain(s) for g in (a, b) for s in g.sweeps) or not all(t.node in t.sweeps and not t.also for t in second.tasks):
         return False

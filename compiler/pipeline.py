@@ -215,26 +215,35 @@ def _declared_dtype(lowered: Lowered, name: str) -> str | None:
 
 
 def _plan(
-    lowered: Lowered, roots: dict[str, ir.Node], known: Mapping[ir.Node, Buffer], direction: str, saved: Mapping[str, Buffer] | None = None
+    lowered: Lowered,
+    outputs: dict[str, ir.Node],
+    known: Mapping[ir.Node, Buffer],
+    direction: str,
+    saved: Mapping[str, Buffer] | None = None,
+    separate: bool = True,
 ) -> Plan:
-    """Roots (by buffer) -> a plan."""
+    """Nodes (by buffer) -> a plan. ``separate``: sums that another kernel might take along are tasks of their own."""
+    from .owned import pair_owned
+
     assert lowered.fused is not None
     kernel = lowered.graph.kernel
     forward = lowered.fused.outputs
     hosts = [b.axes for b in known.values()]
     extents = dict(lowered.hints.extents)
-    first = analyse(kernel, forward, roots, extents, hosts)
-    roots = merge_sums(roots, first)
+    first = analyse(kernel, forward, outputs, extents, hosts)
+    roots = merge_sums(outputs, first)
     structure = analyse(kernel, forward, roots, extents, hosts)
     roots = expand_lse(roots, structure)
-    roots = nest_sums(roots, structure, tables=True)
-    structure = analyse(kernel, forward, roots, extents, hosts)
+    roots = nest_sums(roots, structure, shares=lowered.target.backend == "c")
+    structure = analyse(kernel, forward, roots, extents, [*hosts, *structure.shares])
     lowered.by_extent |= structure.by_extent
     _check_whole(lowered, structure)
     buffers = _buffers(lowered, roots, known, direction, saved or {})
     planner = Planner(structure, {n: b.name for n, b in known.items()})
     for name, node in roots.items():
         planner.add_root(node, name, buffers[name].axes)
+    owns = lowered.target.backend == "c"
+    separated = planner.separate() if owns and separate else set()
     tasks = [*planner.tasks.values(), *planner.spread]
     for task in tasks:
         if task.buffer not in buffers:
@@ -244,7 +253,10 @@ def _plan(
     groups = group_tasks(tasks, structure)
     stored = {n: b.name for n, b in known.items()} | {t.node: t.buffer for t in tasks if not isinstance(t.node, ir.Input)}
     context = _context(lowered, structure, stored, buffers)
-    kernels = _kernels(lowered, groups, context, direction)
+    units: list[tuple[Group, Group | None]] = pair_owned(groups, context) if owns else [(g, None) for g in groups]
+    if separated - {t.node for _, extra in units if extra is not None for t in extra.tasks}:
+        return _plan(lowered, outputs, known, direction, saved, separate=False)  # not taken along: they would only be stored and read
+    kernels = _kernels(units, context, direction)
     read = {b for k in kernels for b in _touched(k)}
     plan = Plan(
         lowered.fused, "forward" if direction == "forward" else "backward", {n: b for n, b in buffers.items() if n in read}, kernels
@@ -330,12 +342,9 @@ def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str],
     return Context(structure, stored, layout, tilings, extents, lowered.target.backend == "c", lowered.fused.names)
 
 
-def _kernels(lowered: Lowered, groups: list[Group], context: Context, direction: str) -> list[Kernel]:
-    from .owned import pair_owned
-
-    pairs = pair_owned(groups, context) if lowered.target.backend == "c" else [(g, None) for g in groups]
+def _kernels(units: list[tuple[Group, Group | None]], context: Context, direction: str) -> list[Kernel]:
     kernels: list[Kernel] = []
-    for group, extra in pairs:
+    for group, extra in units:
         written = "_".join(b for t in (*group.tasks, *(extra.tasks if extra else ())) for b in (t.buffer, *t.also))
         name = f"{direction}_{written}" if len(written) < 60 else f"{direction}_{group.tasks[0].buffer}_and_{len(group.tasks) - 1}_more"
         kernels.append(build_kernel(context, group, name, extra))

@@ -39,6 +39,8 @@ class Structure:
     """Later parts of split dimensions: rather looped over than tiled."""
     by_extent: set[str] = field(default_factory=set)
     """Axes kept whole, or not, because of their extent."""
+    shares: list[Axes] = field(default_factory=list)
+    """Axes of the shares that heads store of a gradient that sums over them."""
 
     def storable(self, axes: Iterable[str]) -> bool:
         wanted = frozenset(axes)

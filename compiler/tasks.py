@@ -19,9 +19,11 @@ from .structure import scatter_axis
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .structure import Structure
+    from .structure import Axes, Structure
 
 CHEAP = frozenset("add sub mul neg abs relu min max where le lt ge gt eq ne and or not".split())
+PROGRAMS = 2
+"""Axes that gradients of rows and of columns must both keep to be made by one program for each of their points: a batch and heads."""
 LEAVES = (ir.Input, ir.Param, ir.Size, ir.Position, ir.Const, Index, Origin, Edge, Local)
 
 
@@ -60,12 +62,13 @@ class Group:
         return found
 
 
-def nest_sums(roots: dict[str, ir.Node], structure: Structure, *, tables: bool) -> dict[str, ir.Node]:
+def nest_sums(roots: dict[str, ir.Node], structure: Structure, *, shares: bool) -> dict[str, ir.Node]:
     """A sum over more axes than one kernel sweeps becomes a sum of row sums.
 
     Before: d_slope[h] = sum[b, i, j](..). After: d_slope[h] = sum[b](sum[i](sum[j](..))), where sum[j] joins the sweep that d_q needs.
-    With ``tables``, so does the gradient of a table that is read by position: every row then stores a table of its own, which takes
-    memory, but gives every row to a program of its own, where one sum would leave only the table's other axes to share out.
+    So does the gradient of a table that is read by position: every row then stores a table of its own, which takes memory, but gives
+    every row to a program of its own, where one sum would leave only the table's other axes to share out. With ``shares``, so does the
+    gradient of keys that heads share: every head stores its share, and one program can make all gradients of a head.
     """
     loops: Counter[frozenset[str]] = Counter()
     wanted = set(roots.values())
@@ -75,13 +78,13 @@ def nest_sums(roots: dict[str, ir.Node], structure: Structure, *, tables: bool) 
     memo: dict[ir.Node, ir.Node] = {}
     for n in ir.topological(roots.values()):
         new = with_children(n, tuple(memo[c] for c in ir.children(n)))
-        memo[n] = _nest(new, loops, structure, _table(new, structure, tables)) if isinstance(new, ir.Reduce) and new.op == "sum" else new
+        memo[n] = _nest(new, loops, structure, _table(new, structure), shares) if isinstance(new, ir.Reduce) and new.op == "sum" else new
     return {name: memo[n] for name, n in roots.items()}
 
 
-def _table(n: ir.Reduce, structure: Structure, wanted: bool) -> frozenset[str]:
-    """The axis by which a sum scatters, if rows are to have tables of their own."""
-    scattered = scatter_axis(n) if wanted else None
+def _table(n: ir.Reduce, structure: Structure) -> Axes:
+    """The axis by which a sum scatters."""
+    scattered = scatter_axis(n)
     return frozenset([scattered[0]]) & structure.whole if scattered is not None else frozenset()
 
 
@@ -112,22 +115,40 @@ def _merge(n: ir.Reduce, structure: Structure) -> ir.Node:
     return n
 
 
-def _nest(n: ir.Reduce, loops: Counter[frozenset[str]], structure: Structure, table: frozenset[str]) -> ir.Node:
+def _nest(n: ir.Reduce, loops: Counter[frozenset[str]], structure: Structure, table: Axes, shares: bool) -> ir.Node:
     mine = frozenset(n.over) - structure.whole
     if len(mine) < 2 or not structure.is_sweep(n):
         return n
     rest = set(n.over) - mine
-    if _virtual_operand(n, structure):
-        choices = [c for c in loops if c < mine] or [frozenset(structure.sort(mine)[-1:])]
-    else:
-        choices = [frozenset([pick_tiled(mine, structure)])]
+    tiled = frozenset([pick_tiled(mine, structure)])
+    virtual = _virtual_operand(n, structure)
+    choices = ([c for c in loops if c < mine] or [frozenset(structure.sort(mine)[-1:])]) if virtual else [tiled]
     # A table goes with the sweep that carries the least besides.
-    for inner_axes in sorted(choices, key=lambda c: (loops[c] if table else 0, -len(c), sorted(c))):
+    choices.sort(key=lambda c: (loops[c] if table else 0, -len(c), sorted(c)))
+    for inner_axes in choices + [tiled] * (virtual and shares):
         inner = reduce_sum(inner_axes | rest, n.x, n.where)
-        if isinstance(inner, ir.Reduce) and structure.storable(set(inner.axes) - table):
+        if not isinstance(inner, ir.Reduce):
+            continue
+        share = inner_axes == tiled and shares and _is_share(n, inner, structure)
+        if share and not structure.storable(inner.axes):
+            structure.shares.append(frozenset(inner.axes))
+        if share or structure.storable(set(inner.axes) - table):
             outer = reduce_sum(mine - inner_axes, inner)
-            return _nest(outer, loops, structure, table) if isinstance(outer, ir.Reduce) else outer
+            return _nest(outer, loops, structure, table, shares) if isinstance(outer, ir.Reduce) else outer
     return n
+
+
+def _is_share(n: ir.Reduce, inner: ir.Reduce, structure: Structure) -> bool:
+    """Whether ``inner`` sums over the rows of a head, one sum for each of its columns, and ``n`` over heads that share the columns.
+
+    There are as many such sums as elements of a tensor that holds the rows of every head. Where heads share in groups, there is a
+    program for every group.
+    """
+    kept, swept = frozenset(inner.axes) - structure.whole, frozenset(inner.over) - structure.whole
+    for column in kept & frozenset(n.axes):
+        if not structure.storable(swept | {column}) and structure.storable(kept - {column} | swept):
+            return len(frozenset(n.axes) - structure.whole - {column}) < PROGRAMS <= len(kept - {column})
+    return False
 
 
 def _virtual_operand(n: ir.Reduce, structure: Structure) -> bool:
@@ -163,6 +184,49 @@ class Planner:
         else:
             self.tasks[node] = task
         self._walk_row(node, task, set())
+
+    def separate(self) -> set[ir.Node]:
+        """Sums over a whole head's pairs become tasks of their own where another task sums the same pairs the other way: one program
+        can then make both. Returns these sums."""
+        plain = [
+            t for t in self.tasks.values() if t.sweeps and all(s.op == "sum" and _virtual_operand(s, self.structure) for s in t.sweeps)
+        ]
+        products = {s: t.kept for t in plain for s in t.sweeps if self.structure.whole & set(s.axes)}
+        count = Counter((kept, self._swept(s)) for s, kept in products.items())
+        found: set[ir.Node] = set()
+        for task in plain:
+            mirrored = [
+                s
+                for s in task.sweeps
+                if s in products
+                and any(
+                    self._mirrors(s, m, task.kept) and count[task.kept, self._swept(s)] < count[k, self._swept(m)]
+                    for m, k in products.items()
+                )
+            ]
+            if mirrored and task.sweeps != [task.node]:
+                found.update([task.node] if task.node in mirrored else mirrored)
+                self._alone(task)
+        return found
+
+    def _swept(self, s: ir.Reduce) -> frozenset[str]:
+        return frozenset(s.over) - self.structure.whole
+
+    def _mirrors(self, s: ir.Reduce, m: ir.Reduce, kept: frozenset[str]) -> bool:
+        """Whether ``m`` sums over the pairs that ``s`` sums over, and keeps what ``s`` sweeps."""
+        other = frozenset(m.axes) - self.structure.whole
+        together = kept | self._swept(s) == other | self._swept(m)
+        return together and self._swept(s) <= other and len(kept & other) >= PROGRAMS
+
+    def _alone(self, task: Task) -> None:
+        """Every sweep of a task but its own node's becomes a task."""
+        others = [s for s in task.sweeps if s is not task.node]
+        for s in others:
+            self._need(s, task)
+        _prune(task)
+        for s in others:
+            if s in self.tasks:
+                self._alone(self.tasks[s])
 
     def _need(self, node: ir.Node, task: Task) -> None:
         """``node`` is to be read from memory by ``task``."""
@@ -321,10 +385,15 @@ def _read_stored_sums(groups: list[Group]) -> None:
             again = [s for s in task.sweeps if s in stored and s is not task.node]
             if again:
                 task.needs += [s for s in again if s not in task.needs]
-                reached = _reached(task)
-                task.sweeps = [s for s in task.sweeps if s in reached and s not in task.needs]
-                task.needs = [n for n in task.needs if n in reached]
+                _prune(task)
         stored.update((task.node, task) for task in group.tasks if task.node in task.sweeps)
+
+
+def _prune(task: Task) -> None:
+    """Takes out what a task no longer sweeps or reads, as it reads from memory what that was for."""
+    reached = _reached(task)
+    task.sweeps = [s for s in task.sweeps if s in reached and s not in task.needs]
+    task.needs = [n for n in task.needs if n in reached]
 
 
 def _reached(task: Task) -> set[ir.Node]:

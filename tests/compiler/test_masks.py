@@ -97,3 +97,30 @@ def test_a_window_is_tight() -> None:
     edges, sizes = {"i": (20, 24)}, {"i": 40, "j": 40}
     found = [value(b, {}, edges, sizes, {}) for b in (bounds.start, bounds.stop, bounds.full_start, bounds.full_stop) if b is not None]
     assert found == [16, 24, 19, 21]
+
+
+def test_a_tile_within_one_period_of_a_remainder_is_told_apart() -> None:
+    test = masks.possible(_condition("abs(i // 4 % 8 - j // 4 % 8) <= 1"), frozenset(["i", "j"]))
+    assert test is not None
+    sizes = {"i": 64, "j": 64}
+    near, far = ({"i": (0, 4), "j": (first, first + 4)} for first in (4, 8))
+    across = {"i": (0, 4), "j": (28, 36)}
+    assert value(test, {}, near, sizes, {})
+    assert not value(test, {}, far, sizes, {})
+    assert value(test, {}, across, sizes, {}), "the tile holds the beginning of the next period"
+
+
+@pytest.mark.parametrize("text", MASKS)
+def test_no_tile_with_a_kept_element_is_skipped(text: str) -> None:
+    condition = _condition(text)
+    test = masks.possible(condition, frozenset(["i", "j"]))
+    if test is None:
+        return
+    rng = random.Random(text)
+    for _ in range(200):
+        sizes = {"i": rng.randint(7, 24), "j": rng.randint(10, 24)}
+        origins = {"i": rng.choice([0, 0, 3, 11]), "j": rng.choice([0, 0, 2])}
+        starts = {a: rng.randrange(n) for a, n in sizes.items()}
+        edges = {a: (starts[a], min(starts[a] + rng.randint(1, 6), n)) for a, n in sizes.items()}
+        kept = any(value(condition, {"i": i, "j": j}, {}, sizes, origins) for i in range(*edges["i"]) for j in range(*edges["j"]))
+        assert value(test, {}, edges, sizes, origins) or not kept, (text, sizes, origins, edges)

@@ -76,12 +76,33 @@ def test_nothing_with_query_and_key_axes_is_stored(name: str) -> None:
     given = [set(t.axes) for t in (*kernel(name).typed.inputs, *kernel(name).typed.outputs)]
     tables = {a for n in ir.topological(kernel(name).graph.outputs.values()) if isinstance(n, ir.Read) for a, _ in n.at}
     for plan in (_forward(name), _backward(name)):
+        whole = {a for k in plan.kernels for a in k.whole}
         for buffer in plan.buffers.values():
             if buffer.role in ("saved", "temporary") and name != "maxsim":
-                assert any(set(buffer.axes) - tables <= g for g in given), f"{buffer.name} over {buffer.axes}"
+                axes = set(buffer.axes) - tables
+                # or as large as a given tensor, with keys instead of queries: the share of a head in a sum over heads
+                shares = (axes - {a} | {b} == g for g in given for a in axes - g - whole for b in g - axes - whole)
+                assert any(axes <= g for g in given) or any(shares), f"{buffer.name} over {buffer.axes}"
 
 
 def test_sums_in_place_begin_in_memory() -> None:
     (owner,) = _sweeping(_backward("full"))
     assert owner.owner
     assert [s.buffer for s in inner_statements(owner.body) if isinstance(s, Begin) and s.buffer] == ["d_q"]
+
+
+def test_a_key_that_heads_share_is_summed_from_the_shares_of_heads() -> None:
+    """The scores are computed in one kernel, which keeps the heads; what sums over heads reads what they stored."""
+    sweeps = [k for k in _backward("mla_full").kernels if "sweeps i" in k.note]
+    assert [k.owner for k in sweeps] == [True]
+    assert "h" in sweeps[0].grid
+
+
+@pytest.mark.parametrize(("name", "scaled"), [("shaped", "d_q"), ("hierarchical", "d_q"), ("fastgen", "")])
+def test_sums_that_another_kernel_can_make_are_taken_along(name: str, scaled: str) -> None:
+    """Where more is to be done with a sum of rows, it is stored, and a kernel without a sweep does the rest."""
+    kernels = _backward(name).kernels
+    assert any(k.owner for k in kernels)
+    if scaled:
+        (last,) = [k for k in kernels if k.name.endswith(scaled)]
+        assert "sweeps" not in last.note
