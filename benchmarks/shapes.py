@@ -10,10 +10,17 @@
 - `mla`, `mla_full`: latent and rope dims in DeepSeek-V2's proportion to the head dim: 4 and 1/2 times.
 - `rope`: half the head dim of frequencies.
 - `deberta`: 32 buckets a side that reach over all distances; `t5_bias`: 32 buckets in two directions.
+- `global_window`: the first 16 tokens are global, a question before a text; tokens drawn anywhere, as the spec's sample line does for
+  checks, would leave no tile of 64 by 64 without one.
 - `maxsim`: one query and as many documents as there are heads elsewhere.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from weft.runtime.kernel import Kernel
 from weft.runtime.problem import Problem, Usual, pose
@@ -62,9 +69,21 @@ def shape(name: str, length: int, head_dim: int) -> Shape:
     return {}, {}
 
 
+@dataclass(frozen=True, slots=True)
+class Posed(Problem):
+    """A problem whose inputs are as in use, where what is drawn for checks is not."""
+
+    def inputs(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+        drawn = Problem.inputs(self, dtype, device, seed)
+        if self.kernel.name == "global_window":
+            drawn["everywhere"] = torch.arange(self.extents["t"], device=device) < 16
+        return drawn
+
+
 def posed(kernel: Kernel, length: int, heads: int = 8, head_dim: int = 64, batch: int = 1) -> Problem:
     """A kernel's problem at these shapes."""
-    return pose(kernel.graph, *shape(kernel.name, length, head_dim), Usual(length, head_dim, heads, batch))
+    made = pose(kernel.graph, *shape(kernel.name, length, head_dim), Usual(length, head_dim, heads, batch))
+    return Posed(made.kernel, made.sizes, made.extents, made.params)
 
 
 def _root(number: int, degree: int) -> int:
