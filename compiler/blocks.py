@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SMALL = 16
+"""On a CPU an axis of no more than this many indices, the query of a decoding step or the frames of a video, has tiles of this size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -45,3 +48,8 @@ def blocks_for(target: str, demand: Demand, element_bytes: int) -> tuple[int, in
     if demand.widest <= 128:
         return (64, 32) if load <= 3.25 else (32, 32) if load <= 4.25 else (32, 16) if load <= 5.5 else (16, 16)
     return (32, 32) if load <= 3.25 else (32, 16) if load <= 4.25 else (16, 16)
+
+
+def block_of(target: str, block: int, extent: int | None) -> int:
+    """The tile size along an axis of this extent, if it is known."""
+    return SMALL if target == "c" and extent is not None and extent <= SMALL else block

@@ -104,6 +104,8 @@ class Context:
     """Axes of every buffer, in memory order."""
     tilings: Callable[[Demand], list[Tiling]]
     """What to try, in order, for a kernel that holds this much."""
+    block: Callable[[str, int], int]
+    """The tile size along an axis, where the table says this one."""
     extents: dict[str, int]
     loops_first: bool
     """Order of the dimensions of a score tile: swept axis first (vectors run along the rows) or rows first."""
@@ -154,9 +156,9 @@ class KernelBuilder:
         self.unfinished: list[Callable[[], None]] = []
         self.block: dict[str, int] = {}
         if self.rows and tiling.rows is not None:
-            self.block[self.rows] = tiling.rows
+            self.block[self.rows] = context.block(self.rows, tiling.rows)
         for axis in self.tiled_loops.values():
-            self.block[axis] = tiling.swept
+            self.block[axis] = context.block(axis, tiling.swept)
         self.pivots: list[Pivot] = []
         self.read = {n for g in (group, extra) if g is not None for t in g.tasks for n in t.needs if n in context.stored}
 

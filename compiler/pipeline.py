@@ -67,6 +67,8 @@ class Lowered:
     differentiable: tuple[str, ...] = ()
     by_extent: set[str] = field(default_factory=set)
     """Axes that the plans keep whole, or not, because of their extent at this call."""
+    tiled: set[str] = field(default_factory=set)
+    """Axes that the plans tile; a small extent has a small tile."""
     passes: dict[str, object] = field(default_factory=dict)
     """The graph or plan after each named pass, for ``weft show --after``."""
     _known: dict[ir.Node, Buffer] = field(default_factory=dict)
@@ -326,7 +328,7 @@ def _buffers(
 
 
 def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str], buffers: dict[str, Buffer]) -> Context:
-    from .blocks import Demand, blocks_for
+    from .blocks import Demand, block_of, blocks_for
 
     extents = dict(lowered.hints.extents)
 
@@ -337,9 +339,13 @@ def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str],
         smaller = [Tiling(r, swept) for r in (rows, 32, 16) if r == rows or r < rows]
         return [*smaller, *(Tiling(None, s) for s in (swept, 16) if s <= swept)]
 
+    def block(axis: str, usual: int) -> int:
+        lowered.tiled.add(axis)
+        return block_of(lowered.target.name, usual, extents.get(axis))
+
     layout = {name: b.axes for name, b in buffers.items()}
     assert lowered.fused is not None
-    return Context(structure, stored, layout, tilings, extents, lowered.target.backend == "c", lowered.fused.names)
+    return Context(structure, stored, layout, tilings, block, extents, lowered.target.backend == "c", lowered.fused.names)
 
 
 def _kernels(units: list[tuple[Group, Group | None]], context: Context, direction: str) -> list[Kernel]:

@@ -1,4 +1,4 @@
-"""The generated variants of a kernel: one for each target, dtypes, compiled-in params and extents of whole axes.
+"""The generated variants of a kernel: one for each target, dtypes, compiled-in params, extents of whole axes and sizes of tiles.
 
 A variant is found in the process, else restored from the disk cache without the compiler, else made.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..compiler import ir
+from ..compiler.blocks import SMALL
 from . import pickling
 from .arguments import INTS, TORCH_DTYPES, Bound, Call
 from .build import BUFFER_DTYPES, ProgramRecord, cache_key, generate
@@ -52,11 +53,37 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
+class Extents:
+    """What a variant's code takes for granted of a call: the extents of ``whole`` axes, and which tiled axes are ``small``."""
+
+    whole: tuple[tuple[str, int], ...]
+    small: tuple[tuple[str, bool], ...]
+
+    def fits(self, extents: Mapping[str, int]) -> bool:
+        return all(extents[a] == n for a, n in self.whole) and all((extents[a] <= SMALL) == small for a, small in self.small)
+
+    def usual(self) -> dict[str, int]:
+        """Extents that fit."""
+        return {a: SMALL if small else SMALL + 1 for a, small in self.small} | dict(self.whole)
+
+
+@dataclass(frozen=True, slots=True)
+class Dependence:
+    """The axes whose extents make a difference to a kernel's code."""
+
+    whole: tuple[str, ...]
+    tiled: tuple[str, ...] = ()
+
+    def of(self, extents: Mapping[str, int]) -> Extents:
+        return Extents(tuple((a, extents[a]) for a in self.whole), tuple((a, extents[a] <= SMALL) for a in self.tiled))
+
+
+@dataclass(frozen=True, slots=True)
 class VariantRecord:
-    """A variant as the cache keeps it. ``whole`` are the extents compiled in; ``inputs`` the order of the tensors of a call."""
+    """A variant as the cache keeps it. ``extents`` are those compiled in; ``inputs`` the order of the tensors of a call."""
 
     chosen: Chosen
-    whole: tuple[tuple[str, int], ...]
+    extents: Extents
     reasons: tuple[str, ...]
     outside: tuple[tuple[str, ir.Node], ...]
     inputs: tuple[str, ...]
@@ -105,11 +132,11 @@ def _search(kernel: Kernel, chosen: Chosen, extents: Mapping[str, int]) -> Varia
 
 
 def _restore(kernel: Kernel, chosen: Chosen, extents: Mapping[str, int]) -> Variant | Unfused | None:
-    """From the disk cache: first which axes are whole, then the variant for their extents."""
-    whole = _stored(kernel, "whole", chosen)
-    if not isinstance(whole, tuple):
+    """From the disk cache: first which extents matter, then the variant for them."""
+    dependence = _stored(kernel, "dependence", chosen)
+    if not isinstance(dependence, Dependence):
         return None
-    found = _stored(kernel, "variant", chosen, tuple((a, extents[a]) for a in whole))
+    found = _stored(kernel, "variant", chosen, dependence.of(extents))
     if isinstance(found, VariantRecord):
         return Variant(kernel, found)
     return found if isinstance(found, Unfused) else None
@@ -123,13 +150,14 @@ def _make(kernel: Kernel, chosen: Chosen, extents: Mapping[str, int]) -> Variant
     made: VariantRecord | Unfused
     if lowered.forward is None:
         made = _unfused(kernel, chosen, extents, lowered)
-        whole = tuple(a for a, _ in made.extents)
+        dependence = Dependence(tuple(a for a, _ in made.extents))
     else:
         kept = {a for plan in (lowered.forward, _full_backward(lowered)) for k in plan.kernels for a in k.whole}
-        whole = tuple(sorted(kept | lowered.by_extent))
-        made = _record(kernel, chosen, lowered, tuple((a, extents[a]) for a in whole))
-    _store(kernel, whole, "whole", chosen)
-    _store(kernel, made, "variant", chosen, tuple((a, extents[a]) for a in whole))
+        tiled = lowered.tiled if chosen.target == "c" else ()
+        dependence = Dependence(tuple(sorted(kept | lowered.by_extent)), tuple(sorted(tiled)))
+        made = _record(kernel, chosen, lowered, dependence.of(extents))
+    _store(kernel, dependence, "dependence", chosen)
+    _store(kernel, made, "variant", chosen, dependence.of(extents))
     return Variant(kernel, made, lowered) if isinstance(made, VariantRecord) else made
 
 
@@ -150,14 +178,14 @@ def _unfused(kernel: Kernel, chosen: Chosen, extents: Mapping[str, int], lowered
     return Unfused(tuple(lowered.reasons), tuple(extents.items()) if depends else ())
 
 
-def _record(kernel: Kernel, chosen: Chosen, lowered: Lowered, whole: tuple[tuple[str, int], ...]) -> VariantRecord:
+def _record(kernel: Kernel, chosen: Chosen, lowered: Lowered, extents: Extents) -> VariantRecord:
     assert lowered.forward is not None
     inputs = (*kernel.input_names, *lowered.outside)
     dtypes = concrete_dtypes(kernel, chosen, lowered)
-    forward = generate(kernel, lowered.forward, chosen.target, dtypes, dict(whole), dict(chosen.params))
+    forward = generate(kernel, lowered.forward, chosen.target, dtypes, dict(extents.whole), dict(chosen.params))
     return VariantRecord(
         chosen,
-        whole,
+        extents,
         tuple(lowered.reasons),
         tuple(lowered.outside.items()),
         inputs,
@@ -215,7 +243,7 @@ class Variant:
         self.float_params = tuple(p.name for p in kernel.typed.params if p.kind == "float")
         self.outputs = kernel.output_names
         self.output_count = len(self.outputs)
-        self.key = f"{kernel.name}_{record.chosen.target}_{cache_key(kernel, record.chosen, record.whole)[:16]}"
+        self.key = f"{kernel.name}_{record.chosen.target}_{cache_key(kernel, record.chosen, record.extents)[:16]}"
         self.differentiable_inputs = [name in record.differentiable for name in record.inputs]
         results = (*self.outputs, *(n for n in record.saved if n not in self.outputs and n not in self.inputs))
         self._results = results
@@ -229,7 +257,7 @@ class Variant:
         VARIANTS[self.key] = self
 
     def fits(self, extents: Mapping[str, int]) -> bool:
-        return all(extents[a] == n for a, n in self.record.whole)
+        return self.record.extents.fits(extents)
 
     def forward(self, tensors: Sequence[Tensor], params: Sequence[float], extents: Sequence[int], origin: Sequence[int]) -> list[Tensor]:
         """The outputs, then what is saved besides."""
@@ -288,18 +316,18 @@ class Variant:
     def lowered(self) -> Lowered:
         """The compiler's view of the variant, made again where the variant came from the cache."""
         if self._lowered is None:
-            self._lowered = lower_for(self.kernel, self.record.chosen, dict(self.record.whole))
+            self._lowered = lower_for(self.kernel, self.record.chosen, self.record.extents.usual())
         return self._lowered
 
     def _backward_record(self, wanted: frozenset[str]) -> ProgramRecord:
-        chosen, whole = self.record.chosen, self.record.whole
-        stored = _stored(self.kernel, "backward", chosen, whole, sorted(wanted))
+        chosen, extents = self.record.chosen, self.record.extents
+        stored = _stored(self.kernel, "backward", chosen, extents, sorted(wanted))
         if isinstance(stored, ProgramRecord):
             return stored
         lowered = self.lowered()
         dtypes = concrete_dtypes(self.kernel, chosen, lowered)
-        made = generate(self.kernel, lowered.backward(wanted), chosen.target, dtypes, dict(whole), dict(chosen.params))
-        _store(self.kernel, made, "backward", chosen, whole, sorted(wanted))
+        made = generate(self.kernel, lowered.backward(wanted), chosen.target, dtypes, dict(extents.whole), dict(chosen.params))
+        _store(self.kernel, made, "backward", chosen, extents, sorted(wanted))
         return made
 
     def _backward_dims(self) -> dict[str, Dims]:
