@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import assert_never
 
 from ..compiler import ir
 from ..compiler.plan import Begin, Buffer, Load, Local, Loop, Statement, Store, inner_statements
 from .c_expressions import ORDER, PRIMARY, PRODUCT, Text, wrap
 from .c_library import template
-from .c_lowering import Clear, Product, Run, Step, Sweep, TileLoad
+from .c_lowering import Clear, Diagonal, Product, Run, Step, Sweep, TileLoad
 from .c_pieces import Define, Folded, Gather, Piece, all_reads, writes
 from .c_runs import Definition, Runs
-from .c_storage import PAD, Tile
+from .c_storage import PAD, Tile, padded
 from .source import Entry
 
 STACK_BYTES = 1 << 20
@@ -37,6 +38,8 @@ class KernelPrinter(Runs):
                     self.tile_load(step)
                 case Product():
                     self.product(step)
+                case Diagonal():
+                    self.diagonal(step)
                 case Clear(begin=begin):
                     self.clear(begin)
                 case Sweep(loop=loop, steps=inner):
@@ -71,6 +74,9 @@ class KernelPrinter(Runs):
                     reads((left, right), step)
                     if target in self.lowering.defined:
                         defines(target, step)
+                case Diagonal(node=node, reads=read):
+                    reads(read, step)
+                    defines(node, step)
                 case Clear():
                     pass
                 case Sweep(loop=loop, steps=inner):
@@ -249,6 +255,38 @@ class KernelPrinter(Runs):
         )
         for _ in outer:
             self.close()
+
+    def diagonal(self, step: Diagonal) -> None:
+        """A value for every distance: the column stands at the end of its tile, and the row goes on beyond the end of its own."""
+        self.phase((step.node,))
+        column, row = self.lowering.space(step.node)
+        last, count = self.tile_extent(column) - 1, self.tile_extent(column) + self.tile_extent(row) - 1
+        if step.node not in self.diagonals:
+            tile = Tile(self.names.new(self.name_of(step.node)), ("",), (padded(count),), self.expressions.ctype(step.node))
+            self.diagonals[step.node] = tile
+            self.tiles.append(tile)
+        name, usual, values = self.diagonals[step.node].name, dict(self.axis_names), dict(self.values)
+        for node in step.closure:
+            self.values.pop(node, None)
+        along = self.names.new("along")
+        self.axis_names |= {row: along, column: str(last)}
+        self.values |= {n: Text(f"{tile.name}[{along}]", PRIMARY) for n, tile in self.diagonals.items() if n is not step.node}
+        self.pragma("omp simd")
+        self.open(f"for (int {along} = 0; {along} < {count}; {along}++)")
+        for node in step.closure:
+            made = self.lowering.diagonals.made[node]
+            if isinstance(made, Load):
+                text = self.gathered(replace(made, checked=tuple(axis for axis, _ in made.at))).text
+            else:
+                text = self.show(node)
+            if node is step.node:
+                self.put(f"{name}[{along}] = {text};")
+            elif isinstance(made, Load) or not self.lowering.is_index_only(node):
+                self.values[node] = Text(self.names.new(self.name_of(node)), PRIMARY)
+                self.put(f"const {self.expressions.ctype(node)} {self.show(node)} = {text};")
+        self.close()
+        self.axis_names, self.values = usual, values
+        self.values[step.node] = Text(f"{name}[{usual[row]} - {usual[column]} + {last}]", PRIMARY)
 
     def right_order(self, product: Product) -> tuple[str, ...]:
         """The layout of a right factor: its columns side by side, as they are anyway or as they are to be put."""

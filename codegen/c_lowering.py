@@ -31,6 +31,7 @@ from ..compiler.plan import (
     inner_statements,
     local,
 )
+from .c_diagonal import Diagonals, nodes_of
 from .c_pieces import Define, Fill, Folded, Gather, Move, Piece, Scale, Space, Spread, Write, all_reads, writes
 
 
@@ -69,6 +70,15 @@ class Product:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Diagonal:
+    """``node`` for every distance of its two axes; ``closure``: what is computed on the way, ``reads``: from which scalars."""
+
+    node: ir.Node
+    closure: tuple[ir.Node, ...]
+    reads: tuple[ir.Node, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Clear:
     """Zero the tensor that holds a carried value in place."""
 
@@ -81,19 +91,20 @@ class Sweep:
     steps: list[Step]
 
 
-Step = Run | TileLoad | Product | Clear | Sweep
+Step = Run | TileLoad | Product | Diagonal | Clear | Sweep
 
 
 class Lowering:
     """Lowers the body of one kernel. ``in_place`` maps a carried value to the tensor that holds it."""
 
-    def __init__(self, kernel: Kernel, names: dict[ir.Node, str], float_buffers: set[str]) -> None:
+    def __init__(self, kernel: Kernel, names: dict[ir.Node, str], float_buffers: set[str], layout: dict[str, tuple[str, ...]]) -> None:
         self.kernel = kernel
         self.names = names
         self.float_buffers = float_buffers
         self.statements = inner_statements(kernel.body)
         self.loads = {s.node: s for s in self.statements if isinstance(s, Load)}
-        self.defined = {s.node for s in self.statements if isinstance(s, Load | Contract | Fold)}
+        self.diagonals = Diagonals(kernel, self.statements, layout)
+        self.defined = {s.node for s in self.statements if isinstance(s, Load | Contract | Fold)} | set(self.diagonals.kept)
         self.in_place: dict[ir.Node, str] = {s.local: s.buffer for s in self.statements if isinstance(s, Begin) and s.buffer is not None}
         for s in self.statements:
             if isinstance(s, Compute) and not self.is_index_only(s.node):
@@ -136,6 +147,10 @@ class Lowering:
                     result.append(Clear(statement))
                 case Loop(body=inner):
                     result.append(Sweep(statement, self.steps(inner)))
+                case Load(node=node) | Compute(node=node) if node in self.diagonals.inner:
+                    pass
+                case Load(node=node) | Compute(node=node) if node in self.diagonals.kept:
+                    self.put_step(result, self.diagonal(node))
                 case Load() if self.is_tile_load(statement):
                     self.put_step(result, TileLoad(statement))
                 case Contract(node=node, lhs=lhs, rhs=rhs, over=over) if product := self.product(node, lhs, rhs, over, False, None):
@@ -149,7 +164,12 @@ class Lowering:
                         self.put_piece(result, piece)
         return result
 
-    def put_step(self, steps: list[Step], step: TileLoad | Product) -> None:
+    def diagonal(self, node: ir.Node) -> Diagonal:
+        closure = self.diagonals.kept[node]
+        read = self.values_in(*(x for n in closure for x in nodes_of(self.diagonals.made[n])))
+        return Diagonal(node, closure, tuple(n for n in read if n not in closure))
+
+    def put_step(self, steps: list[Step], step: TileLoad | Product | Diagonal) -> None:
         """At the end, or before the last run where nothing of it is needed."""
         if steps and isinstance(steps[-1], Run) and not any(self.conflict(step, piece) for piece in steps[-1].pieces):
             steps.insert(len(steps) - 1, step)
@@ -163,13 +183,13 @@ class Lowering:
                 case Run(pieces=pieces):
                     pieces.append(piece)
                     return
-                case TileLoad() | Product() if not self.conflict(step, piece):
+                case TileLoad() | Product() | Diagonal() if not self.conflict(step, piece):
                     continue
                 case _:
                     break
         steps.append(Run([piece]))
 
-    def conflict(self, step: TileLoad | Product, piece: Piece) -> bool:
+    def conflict(self, step: TileLoad | Product | Diagonal, piece: Piece) -> bool:
         """Whether the order of a step and a piece matters."""
         made, needed = writes(piece), all_reads(piece)
         match step:
@@ -179,6 +199,8 @@ class Lowering:
                 return stored or load.node in needed or any(n in made for n in addresses)
             case Product(target=target, left=left, right=right, rescale=rescale):
                 return target in needed or any(n in made for n in (target, left, right, rescale))
+            case Diagonal(node=node, reads=reads):
+                return node in needed or any(n in made for n in reads)
 
     def is_tile_load(self, load: Load) -> bool:
         """Whether a load is a rectangle of memory, which a helper copies."""

@@ -166,11 +166,12 @@ def ends_with_loop(piece: Piece, axis: str) -> bool:
 
 def arrange(pieces: list[Piece], fixed: Space = ()) -> list[Piece | Nest]:
     """The pieces as loop nests. Order changes only where no value notices; short loops go as early as they can, out of the way."""
-    groups: list[tuple[tuple[str, bool] | None, list[Piece]]] = []
+    groups: list[tuple[tuple[str, bool, bool] | None, list[Piece]]] = []
     place: dict[Piece, int] = {}
     for position, piece in enumerate(pieces):
         rest = [axis for axis in piece.space if axis not in fixed]
-        key = (rest[0], len(rest) > 1) if rest else None
+        alone = isinstance(piece, Spread) and len(rest) == 1  # it would keep what is beside it from being vectors
+        key = (rest[0], len(rest) > 1, alone) if rest else None
         earliest = 0
         for other in pieces[:position]:
             if _depends(piece, other):

@@ -8,12 +8,12 @@ from typing import Any, assert_never
 from ..compiler import ir
 from ..compiler.plan import Load
 from .c_expressions import ORDER, PRIMARY, PRODUCT, SUM, UNARY, Text, wrap
-from .c_lowering import Product, Step, TileLoad
+from .c_lowering import Diagonal, Product, Step, TileLoad
 from .c_pieces import Define, Fill, Folded, Gather, Move, Nest, Piece, Scale, Spread, Write, all_reads, arrange, inside, writes
 from .c_scope import Scope
 from .c_storage import Tile
 
-Definition = Define | Gather | Folded | TileLoad | Product
+Definition = Define | Gather | Folded | TileLoad | Product | Diagonal
 """What gives a value that is not carried."""
 
 _STARTS = {"sum": "0", "any": "0", "prod": "1", "all": "1", "max": "-INFINITY", "highest": "-INFINITY", "min": "INFINITY", "argmax": "-1"}

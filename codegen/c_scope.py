@@ -40,7 +40,8 @@ class Scope:
         self.filename = filename
         self.functions = functions
         self.names = Names(set(sections()) | {k.name for k in plan.kernels})
-        self.lowering = Lowering(kernel, plan.names, {b for b, dtype in self.dtypes.items() if dtype in ("float32", "float16", "bfloat16")})
+        floats = {b for b, dtype in self.dtypes.items() if dtype in ("float32", "float16", "bfloat16")}
+        self.lowering = Lowering(kernel, plan.names, floats, {name: b.axes for name, b in plan.buffers.items()})
         self.expressions = Expressions(self.known, self.grows, functions)
 
         self.lines: list[str] = []
@@ -48,6 +49,7 @@ class Scope:
         self.last_comment = 0
         self.values: dict[ir.Node, Text | list[Tile]] = {}
         self.tiles: list[Tile] = []
+        self.diagonals: dict[ir.Node, Tile] = {}
         self.layouts: dict[tuple[ir.Node, tuple[str, ...], str], Tile] = {}
         self.axis_names: dict[str, str] = {}
         self.starts: dict[str, str] = {}

@@ -12,6 +12,7 @@ import torch
 
 import weft
 from weft.runtime import build, errors
+from weft.runtime.variants import Variant
 from weft.specs import gla, softmax_attention
 
 ROOT = Path(__file__).parents[2]
@@ -81,3 +82,15 @@ def test_triton_runs_in_its_interpreter(tmp_path: Path) -> None:
         "softmax_attention__forward",
         "softmax_attention__backward",
     }
+
+
+def test_a_small_extent_has_a_variant_of_its_own() -> None:
+    """A decoding step does not compute a tile of 64 queries."""
+    kernel = weft.load(ROOT / "specs" / "full.weft").full
+    torch.manual_seed(0)
+    for queries in (1, 16, 17, 1):
+        q, k, v = torch.randn(1, 2, queries, 16), torch.randn(1, 2, 40, 16), torch.randn(1, 2, 40, 16)
+        torch.testing.assert_close(kernel(q, k, v), kernel.reference(q, k, v), rtol=1e-4, atol=1e-5)
+    small = {dict(v.record.extents.small)["i"] for found in kernel.families.found.values() for v in found if isinstance(v, Variant)}
+    assert small == {True, False}
+    assert "i_start += 16" in kernel.source("c", extents={"i": 1}) and "i_start += 64" in kernel.source("c")
