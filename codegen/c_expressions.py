@@ -96,6 +96,8 @@ class Expressions:
                 return any(a.kind == "int" and self.is_wide(a) for a in args)
             case ir.Pointwise(op="where", args=(_, *branches)):
                 return any(a.kind == "int" and self.is_wide(a) for a in branches)
+            case ir.Pointwise(op="floordiv" | "mod", args=(a, ir.Const(value=by))) if node.kind == "int" and 0 < by < 2**31:
+                return self.is_wide(a)
             case ir.Pointwise():
                 return True
             case _:
@@ -122,6 +124,8 @@ class Expressions:
         match op:
             case "stopgrad" | "clipgrad":
                 return self.show(args[0])
+            case "floordiv" | "mod" if not real and isinstance(args[1], ir.Const) and 0 < args[1].value < 2**31:
+                return self.divided(op, args[0], int(args[1].value))
             case "mul" if node.kind == "int":
                 left = wrap(self.show(args[0]), PRODUCT)
                 cast = "" if args[0].kind == "int" and self.is_wide(args[0]) else "(int64_t)"
@@ -159,6 +163,15 @@ class Expressions:
                 return self.use(_REAL_FUNCTIONS[op], *(self.show(a) for a in args))
             case _:
                 return self.by_kind(op, args, real)
+
+    def divided(self, op: str, a: ir.Node, by: int) -> Text:
+        """An int divided by a positive number: shifts and masks round down, and without 64 bits all of it is vectors."""
+        if by & (by - 1) == 0:
+            if op == "mod":
+                return Text(f"{wrap(self.show(a), UNARY)} & {by - 1}", BIT_AND)
+            return Text(f"{wrap(self.show(a), UNARY)} >> {by.bit_length() - 1}", BIT_AND)
+        function = {"floordiv": "floor_divide", "mod": "floor_modulo"}[op]
+        return self.use(function if self.is_wide(a) else f"{function}_int", self.show(a), number(by))
 
     def power(self, node: ir.Node, args: tuple[ir.Node, ...]) -> Text:
         base, exponent = args

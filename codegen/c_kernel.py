@@ -80,8 +80,7 @@ class KernelPrinter(Runs):
                 case Clear():
                     pass
                 case Sweep(loop=loop, steps=inner):
-                    outside = (loop.start, loop.stop) if loop.skip is None else (loop.start, loop.stop, loop.skip)
-                    reads(self.lowering.values_in(*outside), step)
+                    reads(self.lowering.values_in(loop.start, loop.stop), step)
                     self.note_users(inner, current)
                 case _:
                     assert_never(step)
@@ -136,8 +135,6 @@ class KernelPrinter(Runs):
             variable = self.start_name(loop.axis)
             self.open(f"for (int {variable} = {first}; {variable} < {wrap(stop, ORDER + 1)}; {variable} += {loop.block})")
             self.enter_tile(loop.axis, loop.body)
-        if loop.skip is not None:
-            self.put(f"if ({self.show(loop.skip)})", "    continue;")
         comment = self.last_comment
         self.steps(steps)
         self.last_comment = comment

@@ -119,6 +119,8 @@ class Lowering:
         if node.kind == "real" or node in self.defined:
             return False
         if isinstance(node, ir.Pointwise):
+            if node.op in ("floordiv", "mod") and len(self.space(node)) == 1:
+                return False  # of a row or a column: once, not for every element
             return all(self.is_index_only(a) for a in node.args)
         return isinstance(node, Index | Origin | Edge | ir.Position | ir.Size | ir.Const | ir.Param)
 

@@ -57,8 +57,8 @@ def read_nodes(statement: plan.Statement) -> Iterable[ir.Node]:
             return [n for n in (local, lhs, rhs, rescale) if n is not None]
         case plan.Scatter(at=at_node, x=x):
             return [at_node, x]
-        case plan.Loop(start=start, stop=stop, skip=skip, body=body):
-            return [start, stop, *([] if skip is None else [skip]), *(n for s in body for n in read_nodes(s))]
+        case plan.Loop(start=start, stop=stop, body=body):
+            return [start, stop, *(n for s in body for n in read_nodes(s))]
 
 
 def _occurrences(root: ir.Node, node: ir.Node, is_obtained: Callable[[ir.Node], bool]) -> int:

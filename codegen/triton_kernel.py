@@ -723,23 +723,11 @@ class KernelPrinter:
         start, stop = self._start(loop.start, axis, block), self._bound(loop.stop)
         start, stop = self._short(start, f"{axis}_first"), self._short(stop, f"{axis}_last")
         with self._inner_lines() as (lines, read), self._scope():
-            skip = None if loop.skip is None else self._expressions.show(loop.skip)
-            if skip is None:
-                self._print_body(loop.body)
-            else:
-                self._depth += 1
-                self._print_body(loop.body)
-                self._depth -= 1
+            self._print_body(loop.body)
         self._emit(f"for {self._names.start(axis)} in range({start}, {stop}, {self._span(axis)}):")
         self._depth += 1
-        definitions = self._definitions(axis, read)
-        outside = definitions if skip is None else [d for d in definitions if d.startswith(f"{self._names.stop(axis)} =")]
-        for line in outside:
+        for line in self._definitions(axis, read):
             self._emit(line)
-        if skip is not None:
-            self._emit(f"if not ({skip.text}):")
-            for line in (d for d in definitions if d not in outside):
-                self._emit(f"    {line}")
         self._depth -= 1
         self._lines += lines
         self._read |= {r for r in read if r[1] != axis or r[0] not in ("base", "index", "inside", "stop")}

@@ -595,7 +595,17 @@ class KernelBuilder:
         kept_tile = tile & set(r.carried.axes)
         if any(kept_tile & set(f.axes) for f in right):
             return parts, []  # an elementwise product over a tile with all axes
-        return left, right
+        return (left, right) if left else self._outer_product(right)
+
+    def _outer_product(self, parts: list[ir.Node]) -> tuple[list[ir.Node], list[ir.Node]]:
+        """Factors that share no whole axis, as the two sides of a matrix product over what is swept; sums by position on the left."""
+        for axis in self.structure.sort({a for f in parts for a in f.axes} & self.structure.whole):
+            left = [f for f in parts if axis in f.axes]
+            right = [f for f in parts if axis not in f.axes]
+            shared = {a for f in left for a in f.axes} & {a for f in right for a in f.axes} & self.structure.whole
+            if right and not shared:
+                return (right, left) if any(f in self.sparse for f in right) else (left, right)
+        return [], parts
 
     def _scatter(self, r: Running, x: ir.Node, condition: ir.Node, full: bool) -> None:
         assert r.scatter is not None

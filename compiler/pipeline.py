@@ -18,7 +18,7 @@ from .exchange import exchange_contractions, split_sums
 from .names import name_nodes
 from .outside import split_outside
 from .plan import Buffer, Dtype, Kernel, Plan
-from .structure import WHOLE_LIMIT, Structure, analyse, scatter_axis
+from .structure import WHOLE_LIMIT, Structure, analyse, is_table
 from .tasks import Group, NotFused, Planner, Task, group_tasks, merge_sums, nest_sums
 from .verify import verify
 
@@ -250,7 +250,7 @@ def _plan(
     for task in tasks:
         if task.buffer not in buffers:
             axes = structure.sort(task.node.axes)
-            if isinstance(task.node, ir.Reduce) and scatter_axis(task.node) is not None:  # what one row writes lies together
+            if is_table(task.node):  # what one row writes lies together
                 axes = tuple(sorted(axes, key=lambda a: a in structure.whole))
             buffers[task.buffer] = Buffer(task.buffer, axes, _temporary_dtype(lowered, task, structure), "temporary")
     groups = group_tasks(tasks, structure)

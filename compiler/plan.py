@@ -193,7 +193,7 @@ class Store:
 class Loop:
     """Over indices ``start <= index < stop`` of ``axis``, ``block`` at a time (None: one at a time, a scalar index).
 
-    ``start`` is rounded down to a multiple of the block. ``skip`` (scalar bool node over edges) leaves a tile out."""
+    ``start`` is rounded down to a multiple of the block."""
 
     axis: str
     block: int | None
@@ -201,7 +201,6 @@ class Loop:
     stop: ir.Node
     body: tuple[Statement, ...]
     note: str
-    skip: ir.Node | None = None
 
 
 Statement = Load | Compute | Contract | Fold | Begin | Advance | Accumulate | Scatter | Store | Loop

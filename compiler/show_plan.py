@@ -57,11 +57,9 @@ def _body(plan: Plan, body: tuple[Statement, ...], depth: int) -> Iterable[str]:
     pad = " " * depth
     for s in body:
         match s:
-            case Loop(axis=axis, block=block, start=start, stop=stop, note=note, skip=skip):
+            case Loop(axis=axis, block=block, start=start, stop=stop, note=note):
                 by = f" by {block}" if block else ""
                 yield f"{pad}for {axis} from {text(plan, start)} to {text(plan, stop)}{by}:  # {note}"
-                if skip is not None:
-                    yield f"{pad}  skip if {text(plan, skip)}"
                 yield from _body(plan, s.body, depth + 2)
             case Load(node=node, buffer=buffer, at=at):
                 moved = dict(at)

@@ -144,6 +144,11 @@ def scatter_axis(node: ir.Reduce) -> tuple[str, ir.Node, ir.Node] | None:
     return None
 
 
+def is_table(node: ir.Node) -> bool:
+    """A sum by position, or a sum of such sums: what the gradient of a table is made of."""
+    return isinstance(node, ir.Reduce) and (scatter_axis(node) is not None or (node.op == "sum" and is_table(node.x)))
+
+
 def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, int], swept: set[str]) -> None:
     sweeps = [
         n

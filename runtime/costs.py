@@ -118,7 +118,7 @@ class _Counting:
     def _told_apart(self) -> list[str]:
         """The grid axes whose index a loop's bounds depend on; at all others a program costs the same."""
         loops = [s for s in inner_statements(self.kernel.body) if isinstance(s, Loop)]
-        bounds = [n for loop in loops for n in (loop.start, loop.stop, loop.skip) if n is not None]
+        bounds = [n for loop in loops for n in (loop.start, loop.stop)]
         asked = {n.axis for n in ir.topological(bounds) if isinstance(n, Index)}
         return [a for a in self.kernel.grid if a in asked]
 
@@ -157,9 +157,8 @@ class _Counting:
         cost = Cost()
         for tile in _tiles(start, stop, loop.block or 1, extent):
             self.edges[loop.axis] = tile
-            if not self._skipped(loop):
-                visits[loop.axis, tile[0]] += loop.axis in self.extents
-                cost += self._body(loop.body)
+            visits[loop.axis, tile[0]] += loop.axis in self.extents
+            cost += self._body(loop.body)
         if outer is None:
             self.edges.pop(loop.axis, None)
         else:
@@ -172,15 +171,6 @@ class _Counting:
         except _Unknown:
             self.data_dependent = True
             return otherwise
-
-    def _skipped(self, loop: Loop) -> bool:
-        if loop.skip is None:
-            return False
-        try:
-            return bool(self._value(loop.skip))
-        except _Unknown:
-            self.data_dependent = True
-            return False
 
     def _value(self, node: ir.Node) -> Number:
         match node:

@@ -32,12 +32,14 @@ SHARED_LIMIT: dict[str, int] = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_10
 
 _POINTEES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1"}
 _NVIDIA_TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|IMMA|QGMMA|UTCQMMA)\b")
+_HALF_DOT = re.compile(r"\btt\.dot .*: tensor<[\dx]+x(?:bf16|f16)")
 _AMD_TENSOR_CORE = re.compile(r"\bv_s?mfma_")
 
 
 @dataclass(frozen=True, slots=True)
 class KernelReport:
-    """What the binary of one kernel needs of the GPU. ``spill_bytes`` is per thread; stores and loads are instructions."""
+    """What the binary of one kernel needs of the GPU. ``spill_bytes`` is per thread; stores and loads are instructions; ``dots`` are
+    the matrix products of half precision, which tensor cores can take (float32 is multiplied exactly, without them)."""
 
     kernel: str
     target: TargetName
@@ -101,7 +103,7 @@ def compile_kernel(
     launch = {name: value for name, value in options.items() if name not in function.arg_names}
     source = ASTSource(function, signature, constants, attributes)
     compiled = triton.compile(source, target=_gpu_target(target), options=launch)
-    dots = compiled.asm["ttir"].count("tt.dot ")
+    dots = len(_HALF_DOT.findall(compiled.asm["ttir"]))
     if target == "gfx942":
         return _read_amd(entry.name, target, compiled.asm["amdgcn"], dots)
     return _read_nvidia(entry.name, target, compiled, dots)

@@ -247,6 +247,21 @@ INLINE int64_t floor_modulo(int64_t a, int64_t b)
     return a % b + (a % b != 0 && (a < 0) != (b < 0) ? b : 0);
 }
 
+//// floor_divide_int
+// Rounds down; the divisor is positive.
+INLINE int floor_divide_int(int a, int b)
+{
+    return (a - (a < 0 ? b - 1 : 0)) / b;
+}
+
+//// floor_modulo_int
+// At least 0; the divisor is positive.
+INLINE int floor_modulo_int(int a, int b)
+{
+    const int rest = a % b;
+    return rest + (rest < 0 ? b : 0);
+}
+
 //// float_modulo
 // Has the sign of the divisor, as in Python.
 INLINE float float_modulo(float a, float b)

@@ -185,12 +185,14 @@ def test_sum_in_place(dtype: str, width: int) -> None:
     torch.testing.assert_close(result, expected, rtol=1e-5 if dtype == "float32" else None, atol=1e-5 if dtype == "float32" else None)
 
 
-def test_scalar_loop_and_skip() -> None:
-    """sum over t of x[t, n], leaving out the tiles that start at 8."""
+def test_a_scalar_loop_within_tiles() -> None:
+    """sum over t of x[t, n], leaving out the tile that starts at 8."""
     x, carried = tensor("x", "t n"), p.local("carried", ("n",))
     inner = (p.Load(x, "x", (), ()), p.Accumulate(carried, "sum", x, None, ("t",)))
     scalar = p.Loop("t", None, p.edge("u", "start"), p.edge("u", "stop"), inner, "every row")
-    tiles = p.Loop("u", 4, ir.const(0), ir.size("u"), (scalar,), "", skip=op("eq", p.edge("u", "start"), ir.const(8)))
+    once = op("where", op("ne", p.edge("u", "start"), ir.const(8)), ir.const(1), ir.const(0))
+    condition = p.Loop("once", None, ir.const(0), once, (scalar,), "")
+    tiles = p.Loop("u", 4, ir.const(0), ir.size("u"), (condition,), "")
     body = (p.Begin(carried, "sum"), tiles, p.Store("out", carried, ()))
     plan = make_plan("forward", [buffer("x", "t n"), buffer("out", "n", out=True)], [kernel(body, "n u", None, {"u": 4})], {})
     x_value = randn(14, 6)

@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 
 pytest.importorskip("triton")
 
-QUICK = frozenset(
-    "softmax_attention full alibi softcap sliding_window dilated_window global_window prefix_lm kitchen_sink sigmoid_attention "
-    "gelu_attention relu2_attention mla mla_full differential natten2d hierarchical".split()
-)
-"""Kernels that Triton compiles in seconds; norms and rotations in kernels of their own, and tables, keep its passes busy for minutes."""
-
 
 def _built(name: str, target: str, dtype: str, feature: int = 64) -> Built:
     made = kernel(name)
@@ -31,14 +25,16 @@ def _built(name: str, target: str, dtype: str, feature: int = 64) -> Built:
     return built
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in REQUIRED])
+@pytest.mark.parametrize("name", REQUIRED)
 def test_required_kernels_for_sm_90(name: str) -> None:
+    """Whole, and without a spill."""
     built = _built(name, "sm_90", "bfloat16")
     assert built.fused, built.reasons
     assert built.reports
+    for report in built.reports:
+        assert not report.spills, str(report)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_kernels_for_sm_90(name: str) -> None:
     built = _built(name, "sm_90", "float16")
@@ -48,7 +44,7 @@ def test_other_kernels_for_sm_90(name: str) -> None:
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("feature", [64, 128])
-@pytest.mark.parametrize("name", ["full", pytest.param("softmax_attention", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [n if n == "full" else pytest.param(n, marks=pytest.mark.slow) for n in REQUIRED])
 def test_no_spills(name: str, target: str, feature: int) -> None:
     for report in _built(name, target, "float16", feature).reports:
         assert not report.spills, str(report)
