@@ -433,7 +433,8 @@ class KernelBuilder:
                 for t in tests:
                     assert t is not None
                     worthwhile = t if worthwhile is None else ir.pointwise("or", worthwhile, t)
-            self._loop(axis, start, stop, running, full=False, note="tiles with a mask", worthwhile=worthwhile)
+            whole = self._whole_tile(axis, running, tiles) if self.context.loops_first else None
+            self._loop(axis, start, stop, running, full=False, note="tiles with a mask", worthwhile=worthwhile, whole=whole)
             return
         full_low = masks.int_op("max", bounds.full_start, ir.const(0)) if bounds.full_start is not None else start
         full_high = masks.int_op("min", bounds.full_stop, ir.size(axis)) if bounds.full_stop is not None else ir.size(axis)
@@ -454,6 +455,15 @@ class KernelBuilder:
             self._loop(axis, start, aligned_high, running, full=True, note="full tiles: no mask")
             tail = masks.int_op("max", aligned_high, start)
             self._loop(axis, tail, stop, running, full=False, note="tiles on the border of the mask, and the tail")
+
+    def _whole_tile(self, axis: str, running: list[Running], tiles: frozenset[str]) -> ir.Node | None:
+        """A test whether a tile needs no mask, where masks know no range of such tiles: documents, padding, a prefix or what is given."""
+        tests = list(dict.fromkeys(masks.certain(r.condition, tiles) for r in running))
+        if None in tests:
+            return None
+        complete = [axis, *([self.rows] if self.rows and any(r.buffer is not None for r in running) else [])]
+        parts = [ir.pointwise("le", ir.pointwise("add", edge(a, "start"), ir.const(self.block[a])), ir.size(a)) for a in complete]
+        return conjunction([*parts, *tests])
 
     @staticmethod
     def _round(x: ir.Node, block: ir.Const, *, up: bool) -> ir.Node:
@@ -478,16 +488,47 @@ class KernelBuilder:
             self._prepare_scalars(child)
 
     def _loop(
-        self, axis: str, start: ir.Node, stop: ir.Node, running: list[Running], *, full: bool, note: str, worthwhile: ir.Node | None = None
+        self,
+        axis: str,
+        start: ir.Node,
+        stop: ir.Node,
+        running: list[Running],
+        *,
+        full: bool,
+        note: str,
+        worthwhile: ir.Node | None = None,
+        whole: ir.Node | None = None,
     ) -> None:
-        """One loop over tiles; ``worthwhile``: a test, before anything else is done for a tile, whether it holds a kept element."""
-        outer = scope = Scope(frozenset([axis]))
+        """One loop over tiles. Tests before anything else is done for a tile: ``worthwhile``, whether it holds a kept element; ``whole``,
+        whether it holds no other."""
+        scope = Scope(frozenset([axis]))
         self.scopes.append(scope)
         self.ragged = () if full else (axis,)
-        if worthwhile is not None:
+        if whole is not None:
+            self._prepare_scalars(whole)
+            self.ragged = ()
+            self._conditional(axis, whole, running, full=True, note="if all of the tile is kept")
+            self.ragged = (axis,)
+            worthwhile = conjunction([worthwhile, ir.pointwise("not", whole)])
+        if worthwhile is None:
+            self._tile(axis, running, full)
+        else:
             self._prepare_scalars(worthwhile)
-            scope = Scope(frozenset([axis]))
-            self.scopes.append(scope)
+            self._conditional(axis, worthwhile, running, full=False, note="if the tile holds a kept element")
+        self.ragged = ()
+        self.scopes.pop()
+        self.scopes[-1].statements.append(Loop(axis, self.block[axis], start, stop, tuple(scope.statements), note))
+
+    def _conditional(self, axis: str, condition: ir.Node, running: list[Running], *, full: bool, note: str) -> None:
+        scope = Scope(frozenset([axis]))
+        self.scopes.append(scope)
+        self._tile(axis, running, full)
+        self.scopes.pop()
+        once = ir.pointwise("where", condition, ir.const(1), ir.const(0))
+        self.scopes[-1].statements.append(Loop("once", None, ir.const(0), once, tuple(scope.statements), note))
+
+    def _tile(self, axis: str, running: list[Running], full: bool) -> None:
+        """What is done for one tile."""
         weights: dict[int, ir.Node] = {}
         for p in {id(r.pivot): r.pivot for r in running if r.pivot is not None}.values():
             over = tuple(a for a in next(r.over for r in running if r.pivot is p) if a in self.block)
@@ -497,17 +538,10 @@ class KernelBuilder:
                 inside = conjunction([p.condition, self._in_range(axis)])
                 score = ir.pointwise("where", inside, score, algebra.MINUS_INFINITY)
             self._emit(score)
-            scope.statements.append(Advance(p.maximum, score, over, p.rescale))
+            self.scopes[-1].statements.append(Advance(p.maximum, score, over, p.rescale))
             weights[id(p)] = ir.pointwise("expdiff", score, p.maximum)
         for r in running:
             self._accumulate(r, axis, full, weights)
-        self.scopes.pop()
-        if worthwhile is not None:
-            self.scopes.pop()
-            once = ir.pointwise("where", worthwhile, ir.const(1), ir.const(0))
-            outer.statements.append(Loop("once", None, ir.const(0), once, tuple(scope.statements), "if the tile holds a kept element"))
-        self.ragged = ()
-        self.scopes[-1].statements.append(Loop(axis, self.block[axis], start, stop, tuple(outer.statements), note))
 
     ragged: tuple[str, ...] = ()
 

@@ -279,6 +279,29 @@ def _possible_one(condition: ir.Node, tiles: frozenset[str]) -> ir.Node | None:
     return _join("and", tests)
 
 
+def certain(condition: ir.Node | None, tiles: frozenset[str]) -> ir.Node | None:
+    """A scalar test: True only if every element of the tile is kept. None where nothing can be said."""
+    tests = [_certain_one(part, tiles) for part in conjuncts(condition)]
+    return None if None in tests else _join("and", (t for t in tests if t is not None))
+
+
+def _certain_one(condition: ir.Node, tiles: frozenset[str]) -> ir.Node | None:
+    if not tiles & set(condition.axes):
+        return condition
+    match condition:
+        case ir.Pointwise(op="or", args=(a, b)):
+            return _join("or", (t for t in (certain(a, tiles), certain(b, tiles)) if t is not None))
+        case ir.Pointwise(op="and"):
+            return certain(condition, tiles)
+        case ir.Input() | ir.Read() if len(tiles & set(condition.axes)) == 1:
+            return ir.reduce("all", tiles & set(condition.axes), condition)
+    halves = comparison(condition)
+    bounds = [interval(half, tiles) for half in halves]
+    if not halves or None in bounds:
+        return None
+    return _join("and", (ir.pointwise("le", ir.const(0), b.low) for b in bounds if b is not None))
+
+
 def _join(op: str, tests: Iterable[ir.Node]) -> ir.Node | None:
     result: ir.Node | None = None
     for test in tests:

@@ -124,3 +124,27 @@ def test_no_tile_with_a_kept_element_is_skipped(text: str) -> None:
         edges = {a: (starts[a], min(starts[a] + rng.randint(1, 6), n)) for a, n in sizes.items()}
         kept = any(value(condition, {"i": i, "j": j}, {}, sizes, origins) for i in range(*edges["i"]) for j in range(*edges["j"]))
         assert value(test, {}, edges, sizes, origins) or not kept, (text, sizes, origins, edges)
+
+
+@pytest.mark.parametrize("text", [*MASKS, "j < 9 or i < 4", "i // 4 == j // 4"])
+def test_no_tile_with_a_masked_element_is_called_whole(text: str) -> None:
+    condition = _condition(text)
+    test = masks.certain(condition, frozenset(["i", "j"]))
+    if test is None:
+        return
+    rng = random.Random(text)
+    for _ in range(200):
+        sizes = {"i": rng.randint(7, 24), "j": rng.randint(10, 24)}
+        origins = {"i": rng.choice([0, 0, 3, 11]), "j": rng.choice([0, 0, 2])}
+        starts = {a: rng.randrange(n) for a, n in sizes.items()}
+        edges = {a: (starts[a], min(starts[a] + rng.randint(1, 6), n)) for a, n in sizes.items()}
+        kept = all(value(condition, {"i": i, "j": j}, {}, sizes, origins) for i in range(*edges["i"]) for j in range(*edges["j"]))
+        assert kept or not value(test, {}, edges, sizes, origins), (text, sizes, origins, edges)
+
+
+def test_whole_tiles_are_found() -> None:
+    sizes = {"i": 16, "j": 16}
+    for text, j, whole in (("j < 9 or i == j", (4, 8), True), ("j < 9 or i == j", (8, 12), False), ("i // 8 == j // 8", (0, 4), True)):
+        test = masks.certain(_condition(text), frozenset(["i", "j"]))
+        assert test is not None
+        assert bool(value(test, {}, {"i": (0, 4), "j": j}, sizes, {})) == whole, text

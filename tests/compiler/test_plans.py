@@ -106,3 +106,12 @@ def test_sums_that_another_kernel_can_make_are_taken_along(name: str, scaled: st
     if scaled:
         (last,) = [k for k in kernels if k.name.endswith(scaled)]
         assert "sweeps" not in last.note
+
+
+@pytest.mark.parametrize("name", ["tree", "document_mask", "global_window"])
+def test_whole_tiles_of_masks_without_a_range_have_no_mask(name: str) -> None:
+    for plan in (_forward(name), _backward(name)):
+        loops = [s for k in plan.kernels for s in inner_statements(k.body) if isinstance(s, Loop) and s.note.startswith("if all")]
+        assert loops
+        for loop in loops:
+            assert not [s for s in inner_statements(loop.body) if isinstance(s, Compute) and s.node.kind == "bool"]

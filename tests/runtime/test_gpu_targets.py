@@ -54,7 +54,7 @@ def test_attention_compiles_for_other_targets(target: TargetName, tmp_path: Path
 
 def test_float32_products_are_exact_and_need_no_tensor_cores(tmp_path: Path) -> None:
     (report,) = attention("forward", "float32", 32, "sm_80", tmp_path)
-    assert report.dots == 4
+    assert report.dots == 0, "only products of half precision count"
     assert report.tensor_core_instructions == 0
 
 
