@@ -1,4 +1,4 @@
-"""``weft check`` on the Triton backend, in its interpreter: every required kernel, forward and backward, at small shapes.
+"""``weft check`` on the Triton backend, in its interpreter: every fused kernel, forward and backward, at small shapes.
 
 Triton decides at import whether it interprets, so the checks run in processes of their own. Its interpreter computes wrong bfloat16
 products: bfloat16 is compiled only (``test_ahead_of_time.py``).
@@ -17,7 +17,7 @@ PARTS = 6
 ROOT = Path(__file__).parents[2]
 
 
-def _run(part: int, dtypes: str) -> None:
+def _run(part: int, dtypes: str, test: str) -> None:
     pytest.importorskip("triton")
     environment = {
         **os.environ,
@@ -26,17 +26,23 @@ def _run(part: int, dtypes: str) -> None:
         "WEFT_TEST_DTYPES": dtypes,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", str(Path(__file__).with_name("interpreted.py"))]
+    file = Path(__file__).with_name("interpreted.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", f"{file}::{test}"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_float16(part: int) -> None:
-    _run(part, "float16")
+    _run(part, "float16", "test_kernel")
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_other_kernels(part: int) -> None:
+    _run(part, "float32", "test_other_kernel")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_float32(part: int) -> None:
-    _run(part, "float32")
+    _run(part, "float32", "test_kernel")
