@@ -12,7 +12,7 @@ from .tasks import PROGRAMS, Group
 
 if TYPE_CHECKING:
     from . import ir
-    from .emit import Context
+    from .emit_values import Context
 
 
 def pair_owned(groups: list[Group], context: Context) -> list[tuple[Group, Group | None]]:

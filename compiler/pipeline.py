@@ -13,7 +13,8 @@ from . import algebra, ir
 from .algebra import substitute
 from .autodiff import NoDerivative, differentiate
 from .canonicalise import canonicalise
-from .emit import Context, Tiling, build_kernel
+from .emit import build_kernel
+from .emit_values import Context, Tiling
 from .exchange import exchange_contractions, split_sums
 from .names import name_nodes
 from .outside import split_outside

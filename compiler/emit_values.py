@@ -1,0 +1,202 @@
+"""Values inside a kernel: expressions become loads and computations, each where it varies, and once.
+
+Scopes are the program and the loops that are open. A value is obtained in the innermost scope along whose axes it varies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import algebra, ir
+from .algebra import ZERO, factors, product, substitute
+from .plan import Compute, Contract, Edge, Fold, Index, Load, Local, Origin, Statement, index, origin
+from .structure import operand_axes, scatter_axis
+from .tasks import NotFused
+
+if TYPE_CHECKING:
+    from .blocks import Demand
+    from .structure import Structure
+
+PLAN_LEAVES = (ir.Param, ir.Size, ir.Const, Index, Origin, Edge, Local)
+IDENTITY = {"sum": 0.0, "prod": 1.0, "max": float("-inf"), "min": float("inf"), "argmax": float("-inf")}
+
+
+@dataclass(slots=True)
+class Scope:
+    axes: frozenset[str]
+    statements: list[Statement] = field(default_factory=list)
+    done: set[ir.Node] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """Tile sizes of a kernel; with ``rows`` None, every row is a program of its own."""
+
+    rows: int | None
+    swept: int
+
+
+@dataclass(slots=True)
+class Context:
+    """What all kernels of a plan share."""
+
+    structure: Structure
+    stored: dict[ir.Node, str]
+    """Values in memory: inputs, saved values, results of earlier tasks."""
+    layout: dict[str, tuple[str, ...]]
+    """Axes of every buffer, in memory order."""
+    tilings: Callable[[Demand], list[Tiling]]
+    """What to try, in order, for a kernel that holds this much."""
+    block: Callable[[str, int], int]
+    """The tile size along an axis, where the table says this one."""
+    extents: dict[str, int]
+    loops_first: bool
+    """Order of the dimensions of a score tile: swept axis first (vectors run along the rows) or rows first."""
+    names: dict[ir.Node, str]
+
+
+class Values:
+    """Obtains values. ``rows``: the tiled axis of the program; ``block``: the tiles; ``ragged``: axes whose tile may be incomplete."""
+
+    context: Context
+    structure: Structure
+    rows: str | None
+    block: dict[str, int]
+    scopes: list[Scope]
+    read: set[ir.Node]
+    """What is read from memory."""
+    known: dict[ir.Node, ir.Node]
+    """Results of finished sweeps."""
+    sparse: set[ir.Node]
+    """Sums by position: exactly 0 where no element fell, whatever they are multiplied with there."""
+    ragged: tuple[str, ...] = ()
+
+    def _low(self, node: ir.Node) -> ir.Node:
+        """``node`` in terms of indices, results of finished sweeps and stored values."""
+        replacement: dict[ir.Node, ir.Node] = dict(self.known)
+        for n in ir.topological([node]):
+            if isinstance(n, ir.Position):
+                replacement[n] = ir.pointwise("add", index(n.axis), origin(n.axis))
+            elif n in self.read and n not in self.known:
+                replacement[n] = ir.make(ir.Input, n.axes, n.kind, self.context.stored[n])
+                if isinstance(n, ir.Reduce) and scatter_axis(n) is not None:
+                    self.sparse.add(replacement[n])
+        return substitute(node, replacement)
+
+    def _place(self, node: ir.Node) -> Scope:
+        axes = set(node.axes)
+        if isinstance(node, ir.Reduce):
+            axes.update(operand_axes(node))
+        for scope in reversed(self.scopes):
+            if scope.axes & axes:
+                return scope
+        return self.scopes[0]
+
+    def _emit(self, node: ir.Node) -> None:
+        if isinstance(node, PLAN_LEAVES) or any(node in s.done for s in self.scopes):
+            return
+        match node:
+            case ir.Input(name=name):
+                self._load(node, self.context.stored.get(node, name), ())
+            case ir.Read(x=ir.Input() as x, at=at):
+                moved = tuple((a, algebra_index(e, a)) for a, e in at)
+                for _, e in moved:
+                    self._emit(e)
+                self._load(node, self.context.stored.get(x, x.name), moved)
+            case ir.Pointwise(args=args):
+                for a in args:
+                    self._emit(a)
+                self._append(node, Compute(node))
+            case ir.Reduce():
+                self._emit_fold(node)
+            case _:
+                raise NotFused(f"{type(node).__name__.lower()} over {', '.join(node.axes)} inside a kernel")
+
+    def _append(self, node: ir.Node, statement: Statement) -> None:
+        scope = self._place(node)
+        scope.statements.append(statement)
+        scope.done.add(node)
+
+    def _load(self, node: ir.Node, buffer: str, at: tuple[tuple[str, ir.Node], ...]) -> None:
+        moved = dict(at)
+        own = [a for a in self.context.layout[buffer] if a not in moved]
+        checked = [a for a in own if a == self.rows or a in self.ragged]
+        self._append(node, Load(node, buffer, at, (*checked, *moved)))
+
+    def _emit_fold(self, node: ir.Reduce) -> None:
+        over = tuple(node.over)
+        if node.where is not None:
+            identity = ir.const(IDENTITY[node.op]) if node.kind == "real" else self._int_identity(node.op)
+            inner: ir.Node = ir.pointwise("where", node.where, node.x, identity)
+        else:
+            inner = node.x
+        if node.op == "sum" and node.where is None:
+            split = self._matrix_product(node)
+            if split is not None:
+                lhs, rhs = product(split[0]), product(split[1])
+                if any(f in self.sparse for f in split[1]):
+                    lhs, rhs = rhs, lhs
+                if any(f in self.sparse for f in (*split[0], *split[1])):
+                    lhs, rhs = self._shield(lhs, rhs, ir.pointwise("ne", lhs, ZERO))
+                self._emit(lhs)
+                self._emit(rhs)
+                self._append(node, Contract(node, lhs, rhs, over))
+                return
+        self._emit(inner)
+        self._append(node, Fold(node, node.op, inner, over))
+
+    def _matrix_product(self, node: ir.Reduce) -> tuple[list[ir.Node], list[ir.Node]] | None:
+        """Factors of the two sides, if each has tile axes of the result that the other lacks."""
+        tile = set(self.block) | self.structure.whole
+        kept = [a for a in node.axes if a in tile]
+        parts = factors(node.x)
+        scalars = [f for f in parts if not tile & set(f.axes)]
+        parts = [f for f in parts if f not in scalars]
+        for axis in sorted(kept, key=lambda a: (a != self.rows, a)):
+            left = [f for f in parts if axis in f.axes]
+            right = [f for f in parts if axis not in f.axes]
+            l_axes = {a for f in left for a in f.axes if a in tile} - set(node.over)
+            r_axes = {a for f in right for a in f.axes if a in tile} - set(node.over)
+            if left and right and not l_axes & r_axes and all(set(node.over) & set(f.axes) for f in (*left, *right)):
+                return left + scalars, right
+        return None
+
+    def _prepare_scalars(self, node: ir.Node | None) -> None:
+        """Loads that a bound needs: scalars, obtained before the loop."""
+        if node is None:
+            return
+        if isinstance(node, ir.Input | ir.Read | ir.Reduce):
+            self._emit(node)
+            return
+        for child in ir.children(node):
+            self._prepare_scalars(child)
+
+    def _shield(self, lhs: ir.Node, rhs: ir.Node, condition: ir.Node) -> tuple[ir.Node, ir.Node]:
+        """Keeps what is masked from mattering: 0 * nan is nan. Elements of ``rhs`` that are not finite become 0, and nan goes to the left
+        operand where such an element is kept."""
+        finite = ir.pointwise("eq", ir.pointwise("sub", rhs, rhs), ZERO)
+        rest = [a for a in rhs.axes if a in self.structure.whole and a not in lhs.axes]
+        sound = ir.reduce("all", rest, finite) if rest else finite
+        spoiled = ir.pointwise("and", condition, ir.pointwise("not", sound))
+        return ir.pointwise("where", spoiled, ir.const(float("nan")), lhs), ir.pointwise("where", finite, rhs, ZERO)
+
+    @staticmethod
+    def _int_identity(op: str) -> ir.Node:
+        match op:
+            case "sum":
+                return ir.const(0)
+            case "prod":
+                return ir.const(1)
+            case "any":
+                return algebra.FALSE
+            case _:
+                return algebra.TRUE
+
+
+def algebra_index(position: ir.Node, axis: str) -> ir.Node:
+    """The index that a position has along an axis."""
+    from .affine import affine
+
+    return affine(ir.pointwise("sub", position, origin(axis))).node()
