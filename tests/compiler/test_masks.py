@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 
@@ -110,36 +111,32 @@ def test_a_tile_within_one_period_of_a_remainder_is_told_apart() -> None:
     assert value(test, {}, across, sizes, {}), "the tile holds the beginning of the next period"
 
 
-@pytest.mark.parametrize("text", MASKS)
-def test_no_tile_with_a_kept_element_is_skipped(text: str) -> None:
-    condition = _condition(text)
-    test = masks.possible(condition, frozenset(["i", "j"]))
-    if test is None:
-        return
+def _tiles(text: str, condition: ir.Node) -> Iterator[tuple[list[bool], dict[str, tuple[int, int]], dict[str, int], dict[str, int]]]:
+    """Which elements of a tile are kept; its edges, and sizes and origins."""
     rng = random.Random(text)
     for _ in range(200):
         sizes = {"i": rng.randint(7, 24), "j": rng.randint(10, 24)}
         origins = {"i": rng.choice([0, 0, 3, 11]), "j": rng.choice([0, 0, 2])}
         starts = {a: rng.randrange(n) for a, n in sizes.items()}
         edges = {a: (starts[a], min(starts[a] + rng.randint(1, 6), n)) for a, n in sizes.items()}
-        kept = any(value(condition, {"i": i, "j": j}, {}, sizes, origins) for i in range(*edges["i"]) for j in range(*edges["j"]))
-        assert value(test, {}, edges, sizes, origins) or not kept, (text, sizes, origins, edges)
+        places = [{"i": i, "j": j} for i in range(*edges["i"]) for j in range(*edges["j"])]
+        yield [bool(value(condition, place, {}, sizes, origins)) for place in places], edges, sizes, origins
+
+
+@pytest.mark.parametrize("text", MASKS)
+def test_no_tile_with_a_kept_element_is_skipped(text: str) -> None:
+    condition = _condition(text)
+    test = masks.possible(condition, frozenset(["i", "j"]))
+    for kept, *call in _tiles(text, condition) if test is not None else ():
+        assert not any(kept) or value(test, {}, *call), (text, call)
 
 
 @pytest.mark.parametrize("text", [*MASKS, "j < 9 or i < 4", "i // 4 == j // 4"])
 def test_no_tile_with_a_masked_element_is_called_whole(text: str) -> None:
     condition = _condition(text)
     test = masks.certain(condition, frozenset(["i", "j"]))
-    if test is None:
-        return
-    rng = random.Random(text)
-    for _ in range(200):
-        sizes = {"i": rng.randint(7, 24), "j": rng.randint(10, 24)}
-        origins = {"i": rng.choice([0, 0, 3, 11]), "j": rng.choice([0, 0, 2])}
-        starts = {a: rng.randrange(n) for a, n in sizes.items()}
-        edges = {a: (starts[a], min(starts[a] + rng.randint(1, 6), n)) for a, n in sizes.items()}
-        kept = all(value(condition, {"i": i, "j": j}, {}, sizes, origins) for i in range(*edges["i"]) for j in range(*edges["j"]))
-        assert kept or not value(test, {}, edges, sizes, origins), (text, sizes, origins, edges)
+    for kept, *call in _tiles(text, condition) if test is not None else ():
+        assert all(kept) or not value(test, {}, *call), (text, call)
 
 
 def test_whole_tiles_are_found() -> None:
