@@ -74,9 +74,9 @@ def build(
 ) -> dict[str, Path]:
     """Builds a kernel ahead of its first call, for inputs of ``dtype``: forward and the gradients of all inputs.
 
-    ``extents`` of axes that are compiled in (head dims) and int ``params`` must be those of the call. Returns the
-    generated file of each direction; a binary for the CPU lies beside it. GPU binaries are compiled by Triton for the
-    device at hand, and by ``weft build`` for others. Raises ``NotFused`` and ``UnknownTarget``.
+    ``extents`` of axes that are compiled in (head dims), or that are at most 16 at the call, and int ``params`` must be those
+    of the call. Returns the generated file of each direction; a binary for the CPU lies beside it. GPU binaries are compiled by
+    Triton for the device at hand, and by ``weft build`` for others. Raises ``NotFused`` and ``UnknownTarget``.
     """
     variant = usual_variant(kernel, target_of(kernel, None, target), dtype, extents or {}, params or {})
     return {part: source_file(record_of(variant, part)) for part in directions(variant)}
