@@ -32,7 +32,7 @@ class Diagonals:
         return tuple(a for a in node.axes if a in self.kernel.tile_order)
 
     def _find(self, statements: list[Statement]) -> None:
-        found = [n for n in self.made if len(self.axes(n)) == 2 and self.is_constant(n)]
+        found = [n for n in self.made if len(self.axes(n)) == 2 and self.is_constant(n) and self._reads_constants(n)]
         candidates = set(found)
         operands = {n for s in statements if isinstance(s, Contract | Accumulate) for n in (s.lhs, s.rhs) if n is not None}
         wanted = set(operands)
@@ -78,6 +78,10 @@ class Diagonals:
         """Whether a step along the diagonal leaves a sum of multiples as it is."""
         moved = {atom: c for atom, c in form.terms.items() if isinstance(atom, Index) and atom.axis in self.kernel.tile_order}
         return sum(moved.values()) == 0 and all(self.is_constant(atom) for atom in form.terms if atom not in moved)
+
+    def _reads_constants(self, node: ir.Node) -> bool:
+        """Whether all that is read from memory for it stands too, and does not merely cancel."""
+        return all(self.is_constant(n) for n in self._closure(node) if isinstance(self.made[n], Load))
 
     def _closure(self, node: ir.Node) -> tuple[ir.Node, ...]:
         """What is to be computed for a value, in order, from what is kept already."""

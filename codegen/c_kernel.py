@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from ..compiler import ir
-from ..compiler.plan import Begin, Buffer, Load, Local, Loop, Statement, Store, inner_statements
+from ..compiler.plan import ONCE, Begin, Buffer, Load, Local, Loop, Statement, Store, inner_statements
 from .c_expressions import ORDER, PRIMARY, PRODUCT, Text, wrap
 from .c_library import template
 from .c_lowering import Clear, Diagonal, Product, Run, Step, Sweep, TileLoad
@@ -126,6 +126,11 @@ class KernelPrinter(Runs):
         self.phase(())
         if loop.note:
             self.put(f"// {loop.note}")
+        match loop:
+            case Loop(axis=axis, stop=ir.Pointwise(args=(condition, *_))) if axis == ONCE:
+                self.open(f"if ({self.show(condition)})")
+                self.inner_steps(steps)
+                return
         start, stop = self.expressions.show(loop.start), self.limit(loop)
         if loop.block is None:
             variable = self.axis_names[loop.axis]
@@ -135,12 +140,15 @@ class KernelPrinter(Runs):
             variable = self.start_name(loop.axis)
             self.open(f"for (int {variable} = {first}; {variable} < {wrap(stop, ORDER + 1)}; {variable} += {loop.block})")
             self.enter_tile(loop.axis, loop.body)
+        self.inner_steps(steps)
+        if loop.block is not None:
+            del self.starts[loop.axis], self.counts[loop.axis]
+
+    def inner_steps(self, steps: list[Step]) -> None:
         comment = self.last_comment
         self.steps(steps)
         self.last_comment = comment
         self.close()
-        if loop.block is not None:
-            del self.starts[loop.axis], self.counts[loop.axis]
 
     def limit(self, loop: Loop) -> Text:
         """Where a loop stops: worked out before it begins."""

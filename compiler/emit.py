@@ -107,7 +107,7 @@ class KernelBuilder(Sweeps):
 
     def build(self) -> Kernel:
         pending = self.group.sweeps
-        extra_sweeps = self.extra.sweeps if self.extra is not None else []
+        extra_sweeps: list[ir.Reduce] = self.extra.sweeps if self.extra is not None else []
         if self.extra is not None:
             for task, s in zip(self.extra.tasks, extra_sweeps, strict=True):
                 self._begin_owned(task, s)
@@ -117,6 +117,7 @@ class KernelBuilder(Sweeps):
                 chosen = [s for s in ready if frozenset(s.over) - self.structure.whole == loop]
                 if chosen:
                     self._sweep(loop, chosen, extra_sweeps)
+                    extra_sweeps = []
             for finish in self.unfinished:
                 finish()
             self.unfinished = []

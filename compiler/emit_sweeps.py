@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from . import algebra, ir, masks
 from .algebra import ONE, ZERO, conjunction, conjuncts, factors, product, under
 from .emit_values import IDENTITY, Scope, Values
-from .plan import Accumulate, Advance, Begin, Local, Loop, Scatter, edge, index, local, origin
+from .plan import ONCE, Accumulate, Advance, Begin, Local, Loop, Scatter, edge, index, local, origin
 from .structure import scatter_axis
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Sweeps(Values):
         self._tile(axis, running, full)
         self.scopes.pop()
         once = ir.pointwise("where", condition, ir.const(1), ir.const(0))
-        self.scopes[-1].statements.append(Loop("once", None, ir.const(0), once, tuple(scope.statements), note))
+        self.scopes[-1].statements.append(Loop(ONCE, None, ir.const(0), once, tuple(scope.statements), note))
 
     def _tile(self, axis: str, running: list[Running], full: bool) -> None:
         """What is done for one tile."""

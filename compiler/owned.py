@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import ir
+from .algebra import conjuncts
 from .tasks import PROGRAMS, Group
 
 if TYPE_CHECKING:
-    from . import ir
     from .emit_values import Context
 
 
@@ -57,7 +58,7 @@ def _loops(group: Group, context: Context) -> set[frozenset[str]]:
 
 
 def _fit(a: Group, b: Group, context: Context) -> bool:
-    """The same iteration space, plain sums only, results that are the sums themselves, and neither reads what the other makes."""
+    """The same iteration space, plain sums in one stage, results that are the sums themselves, and neither reads what the other makes."""
     loops_a, loops_b = _loops(a, context), _loops(b, context)
     if len(loops_a) != 1 or len(loops_b) != 1 or not (a.sweeps and b.sweeps):
         return False
@@ -72,7 +73,12 @@ def _fit(a: Group, b: Group, context: Context) -> bool:
         return False  # a batch alone is too few programs: heads that share their keys would wait for one another
     if not all(_plain(s) for g in (a, b) for s in g.sweeps) or not all(t.node in t.sweeps and not t.also for t in second.tasks):
         return False
-    return not _reads(a, b) and not _reads(b, a)
+    return not any(_staged(g) or _reads(g, other) for g, other in ((a, b), (b, a)))
+
+
+def _staged(group: Group) -> bool:
+    """Whether a sweep needs the result of another one, and so a loop after it."""
+    return any(r is not s and r in ir.topological([s.x, *conjuncts(s.where)]) for s in group.sweeps for r in group.sweeps)
 
 
 def _reads(a: Group, b: Group) -> bool:

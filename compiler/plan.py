@@ -189,6 +189,10 @@ class Store:
     checked: tuple[str, ...]
 
 
+ONCE = "once?"
+"""The axis of a loop that runs once or not at all, as a condition says. No axis of a spec is called that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loop:
     """Over indices ``start <= index < stop`` of ``axis``, ``block`` at a time (None: one at a time, a scalar index).

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from . import ir
 from .plan import (
+    ONCE,
     Accumulate,
     Advance,
     Begin,
@@ -57,6 +58,9 @@ def _body(plan: Plan, body: tuple[Statement, ...], depth: int) -> Iterable[str]:
     pad = " " * depth
     for s in body:
         match s:
+            case Loop(axis=axis, stop=ir.Pointwise(args=(condition, *_)), note=note) if axis == ONCE:
+                yield f"{pad}if {text(plan, condition)}:  # {note}"
+                yield from _body(plan, s.body, depth + 2)
             case Loop(axis=axis, block=block, start=start, stop=stop, note=note):
                 by = f" by {block}" if block else ""
                 yield f"{pad}for {axis} from {text(plan, start)} to {text(plan, stop)}{by}:  # {note}"

@@ -325,8 +325,11 @@ class Variant:
         if isinstance(stored, ProgramRecord):
             return stored
         lowered = self.lowered()
+        plan = lowered.backward(wanted)
+        if {a for k in plan.kernels for a in k.whole} - dict(extents.whole).keys():
+            return self._backward_record(frozenset(self.record.differentiable))  # of that axis the extent is not compiled in
         dtypes = concrete_dtypes(self.kernel, chosen, lowered)
-        made = generate(self.kernel, lowered.backward(wanted), chosen.target, dtypes, dict(extents.whole), dict(chosen.params))
+        made = generate(self.kernel, plan, chosen.target, dtypes, dict(extents.whole), dict(chosen.params))
         _store(self.kernel, made, "backward", chosen, extents, sorted(wanted))
         return made
 

@@ -251,7 +251,7 @@ INLINE int64_t floor_modulo(int64_t a, int64_t b)
 // Rounds down; the divisor is positive.
 INLINE int floor_divide_int(int a, int b)
 {
-    return (a - (a < 0 ? b - 1 : 0)) / b;
+    return a / b - (a % b < 0);
 }
 
 //// floor_modulo_int

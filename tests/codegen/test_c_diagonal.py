@@ -57,3 +57,23 @@ def test_the_gradient_of_a_table_by_distance() -> None:
     wanted = torch.autograd.grad(kernel.reference(*given).square().sum(), given[:4])
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_read_and_cancels_is_not_read_along_a_diagonal() -> None:
+    """Rows beyond the tile do not exist."""
+    spec = SPEC.replace("slope[h]", "shift[i]: int").replace("{far}", "table[n -> clamp((i + shift) - (j + shift), 0, 9)]")
+    assert not re.search(r"shift_data\[.*along", weft.loads(spec).biased.source("c"))
+
+
+def test_an_axis_called_once() -> None:
+    """The word stands for a condition in plans."""
+    spec = SPEC.replace("h,", "once,").replace("[h]", "[once]").replace("mask j <= i", "mask j < 9 or j == i").replace("{far}", "slope")
+    given = _inputs(150)
+    torch.testing.assert_close(weft.loads(spec).biased(*given), weft.loads(spec).biased.reference(*given), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("by", [3, 7, 2147483647])
+def test_division_by_a_number_rounds_down(by: int) -> None:
+    kernel = _kernel(f"slope * ((i - j - 2147483000) // {by} % 3 + (i - j) // {by} + (j - i) % {by} % 5)")
+    given = _inputs(5)
+    torch.testing.assert_close(kernel(*given), kernel.reference(*given), rtol=1e-4, atol=1e-5)
