@@ -92,6 +92,8 @@ class KernelBuilder(Sweeps):
     def _pick_rows(self, kept: frozenset[str]) -> str | None:
         """The kept axis to tile: one that some operand of the sweeps lacks, so that its tile is used again and again."""
         sweeps = self.group.sweeps
+        if sweeps and all(self._is_outer(s, kept) for s in sweeps):
+            return None
         lacking = {
             a
             for a in kept
@@ -102,6 +104,12 @@ class KernelBuilder(Sweeps):
         }
         candidates = lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
         return pick_tiled(candidates, self.structure) if candidates else None
+
+    def _is_outer(self, s: ir.Reduce, kept: frozenset[str]) -> bool:
+        """Whether a sum at every index of the kept axes is a matrix product of its own: two factors with whole axes, none in common."""
+        parts = factors(s.x)
+        wide = [self.structure.whole & set(f.axes) for f in parts]
+        return s.op == "sum" and len(parts) == 2 and all(wide) and not wide[0] & wide[1] and all(kept <= set(f.axes) for f in parts)
 
     # The kernel ------------------------------------------------------------------------------------------------
 

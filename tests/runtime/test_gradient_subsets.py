@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import weft
+from weft.specs import deberta
 
 SIGMOID = '''"""A softmax less a sigmoid: the query's gradient takes two stages."""
 
@@ -49,3 +50,19 @@ def test_an_axis_that_only_some_gradients_keep_whole() -> None:
     torch.manual_seed(0)
     shapes = ((1, 2, 17, 8), (1, 2, 17, 8), (1, 2, 17, 8), (2, 9, 8), (2, 9, 8))
     _check_all_subsets(weft.loads(RELATIVE).relative, [torch.randn(s) for s in shapes])
+
+
+def test_what_is_masked_everywhere_does_not_reach_a_table() -> None:
+    """A sequence that is all padding may hold anything."""
+    torch.manual_seed(0)
+    clean = [torch.randn(2, 2, 20, 8), torch.randn(2, 2, 20, 8), torch.randn(2, 2, 20, 8), torch.randn(2, 63, 8), torch.randn(2, 63, 8)]
+    pad = torch.tensor([[True] * 20, [False] * 20])
+    spoiled = [t.clone() for t in clean]
+    for t in spoiled[:3]:
+        t[1] = float("nan")
+    tables = []
+    for given in (clean, spoiled):
+        inputs = [t.requires_grad_() for t in given]
+        tables.append(torch.autograd.grad(deberta(*inputs, pad)[:1].square().sum(), inputs[3:]))
+    for a, b in zip(*tables, strict=True):
+        torch.testing.assert_close(a, b)
