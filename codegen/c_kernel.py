@@ -334,9 +334,9 @@ class KernelPrinter(Runs):
         if product.outer is not None:
             variable = self.axis_names[product.outer]
             self.open(f"for (int {variable} = 0; {variable} < {self.bound(product.outer, False)}; {variable}++)")
-            if product.summed:
+            factor, step = keep.split(", ")
+            if product.summed and factor != "&unchanged":
                 self.functions.add("unchanged")
-                factor, step = keep.split(", ")
                 keep = f"{variable} > 0 ? &unchanged : {factor}, {step if step == '0' else f'{variable} > 0 ? 0 : {step}'}"
         self.put(
             f"product({memory}, {keep}, {self.slice_of(left, product)}, {left_row}, {left.stride(product.depth)}, "

@@ -266,8 +266,7 @@ class KernelBuilder(Sweeps):
             self.finals[s] = ir.pointwise("add", carried, origin(axis))
             return
         carried = self._fresh(self._result_name(s, "acc" if set(s.axes) & self.structure.whole else f"row_{s.op}"), s.axes, s.kind)
-        sparse = any(isinstance(f, ir.Reduce) and scatter_axis(f) is not None for f in factors(s.x))
-        running.append(Running(carried, s.op, operand, condition, over, sparse=sparse))
+        running.append(Running(carried, s.op, operand, condition, over))
         self.finals[s] = carried
 
     def _plan_law(self, s: ir.Reduce, law: Law, condition: ir.Node, running: list[Running]) -> None:

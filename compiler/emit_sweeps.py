@@ -40,8 +40,6 @@ class Running:
     scatter: tuple[str, ir.Node] | None = None
     companion: Local | None = None
     buffer: str | None = None
-    sparse: bool = False
-    """An operand is a sum by position: exactly 0 where no element fell, whatever the other operand is there."""
 
 
 class Sweeps(Values):
@@ -244,7 +242,7 @@ class Sweeps(Values):
         rhs: ir.Node | None = None
         if rhs_parts:
             rhs = product(rhs_parts)
-            if r.sparse:
+            if any(f in self.sparse for f in (*lhs_parts, *rhs_parts)):
                 lhs, rhs = self._shield(lhs, rhs, ir.pointwise("ne", lhs, ZERO))
             elif not full and r.condition is not algebra.TRUE:
                 lhs, rhs = self._shield(lhs, rhs, condition)
