@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers_attention import peers, visible
-from benchmarks.shapes import NAMES, posed
+from benchmarks.shapes import NAMES, SPECS, posed
 from weft.runtime import bench
 from weft.runtime.kernel import Kernel
 
@@ -79,7 +79,7 @@ def main(
     for n, name in enumerate(wanted, 1):
         out.print(f"[bold]{n}/{len(wanted)}[/bold] {name}")
         try:
-            rows[name] = measured(_kernel(name), length, heads, head_dim, batch, rounds, limit, seed, without, not forward_only)
+            rows[name] = measured(name, length, heads, head_dim, batch, rounds, limit, seed, without, not forward_only)
         except Exception as error:  # one kernel that cannot be measured leaves the others to be
             out.print(f"  {type(error).__name__}: {error}", markup=False)
             continue
@@ -90,7 +90,7 @@ def main(
 
 
 def measured(
-    kernel: Kernel,
+    name: str,
     length: int,
     heads: int,
     head_dim: int,
@@ -101,12 +101,13 @@ def measured(
     without: Sequence[str],
     backward: bool,
 ) -> Row:
-    """The result of one kernel and its peers, as it is written."""
-    problem = posed(kernel, length, heads, head_dim, batch)
+    """The result of one variant and its peers, as it is written."""
+    kernel = _kernel(SPECS.get(name, name))
+    problem = posed(kernel, length, heads, head_dim, batch, name)
     entered = bench.contenders(kernel, problem, "float32", None, peers, ("eager", *without), seed)
     timed = len(entered) + (sum(c.backward for c in entered) if backward else 0)
     bench.SECONDS = limit / timed
-    result = bench.run(kernel.name, problem, entered, rounds, backward, "float32")
+    result = bench.run(name, problem, entered, rounds, backward, "float32")
     share = visible(kernel.name, problem.inputs(seed=seed), problem.params, problem.extents)
     return {**bench.to_json([result], [])["results"][0], "visible": share}
 

@@ -4,8 +4,11 @@
 
 - `natten2d`: an image of 1:1 or 1:2, at 2048 positions 32 by 64; `natten3d`: at 2048 positions 8 by 16 by 16.
 - `sta2d`: tiles of 64 positions, at 2048 positions 4 by 8 of them, windows of 3 by 3 tiles.
-- `spacetime`: 16 frames, at 2048 positions of 8 by 16 pixels; a bias for every distance of frames.
-- `tree`: 64 drafted tokens; prefix and drafted tokens together are ``length`` keys.
+- `spacetime`: ``length`` frames of one pixel; a bias for every distance of frames. `spacetime_video`: the same spec as it is used, 16
+  frames, at 2048 positions of 8 by 16 pixels.
+- `tree`: a tree of half of ``length`` tokens after a prefix of as many, and every one of the ``length`` queries belongs to the tree
+  (two lists of candidates). `tree_drafted`: the same spec as it is used, 64 drafted tokens; prefix and drafted tokens together are
+  ``length`` keys.
 - `hierarchical`: an eighth of ``length`` extra keys.
 - `mla`, `mla_full`: latent and rope dims in DeepSeek-V2's proportion to the head dim: 4 and 1/2 times.
 - `rope`: half the head dim of frequencies.
@@ -28,8 +31,10 @@ from weft.runtime.problem import Problem, Usual, pose
 NAMES = (
     "softmax_attention full alibi softcap sliding_window dilated_window global_window prefix_lm kitchen_sink sigmoid_attention "
     "gelu_attention relu2_attention qk_norm rope mla mla_full differential shaped fastgen natten1d natten2d natten3d sta2d "
-    "hierarchical spacetime deberta graphormer t5_bias tree in_context_blocks maxsim based retention"
+    "hierarchical spacetime spacetime_video deberta graphormer t5_bias tree tree_drafted in_context_blocks maxsim based retention"
 ).split()
+SPECS = {"spacetime_video": "spacetime", "tree_drafted": "tree"}
+"""The spec of a name, where it has another one."""
 
 Shape = tuple[dict[str, int], dict[str, bool | int | float]]
 
@@ -50,9 +55,13 @@ def shape(name: str, length: int, head_dim: int) -> Shape:
             high = _root(length // tile, 2)
             return {}, {"tile": tile, "tiles_x": length // tile // high, "tiles_y": high}
         case "spacetime":
+            return {"y": 1, "x": 1, "n": 2 * length - 1}, {}
+        case "spacetime_video":
             high = _root(length // 16, 2)
             return {"f": 16, "g": 16, "y": high, "x": length // 16 // high, "n": 31}, {}
         case "tree":
+            return {"n": length // 2}, {"prefix": length // 2}
+        case "tree_drafted":
             return {"i": 64, "n": 64}, {"prefix": length - 64}
         case "hierarchical":
             return {"n": length // 8}, {}
@@ -80,9 +89,9 @@ class Posed(Problem):
         return drawn
 
 
-def posed(kernel: Kernel, length: int, heads: int = 8, head_dim: int = 64, batch: int = 1) -> Problem:
-    """A kernel's problem at these shapes."""
-    made = pose(kernel.graph, *shape(kernel.name, length, head_dim), Usual(length, head_dim, heads, batch))
+def posed(kernel: Kernel, length: int, heads: int = 8, head_dim: int = 64, batch: int = 1, name: str = "") -> Problem:
+    """A kernel's problem at the shapes of ``name``, its own name if none is given."""
+    made = pose(kernel.graph, *shape(name or kernel.name, length, head_dim), Usual(length, head_dim, heads, batch))
     return Posed(made.kernel, made.sizes, made.extents, made.params)
 
 

@@ -185,7 +185,8 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     candidates: dict[ir.Node, Buffer] = {}
     for n in sweeps:
         dtype: Dtype = "int32" if n.kind != "real" else _wide_dtype(lowered) if set(n.axes) & structure.whole else "float32"
-        if n in by_node and not _declared_dtype(lowered, by_node[n]):
+        exact = lowered.target.backend != "c" or lowered.hints.element_bytes >= 4 or n.kind != "real"
+        if n in by_node and not _declared_dtype(lowered, by_node[n]) and exact:
             candidates[n] = Buffer(by_node[n], layout[n], "input" if n.kind == "real" else dtype, "output")
         else:
             candidates[n] = Buffer(

@@ -10,9 +10,12 @@ The floor allows another order of summation and other approximations of exp. It 
 RMS: zeros never pass. A tenth of the RMS is never exceeded but by the rounding of the element itself, even where eager has
 lost everything. Ints and bools must be equal.
 
+Eager's error is one draw from what that arithmetic makes, and sometimes a lucky one: a difference of two sums whose errors happen
+to cancel. When the bound above is not kept, the conditioning of the numbers is measured (``check_noise``), and twice a rounding
+error (eps) times the amplification of rounding errors counts like twice eager's error, with the same cap.
+
 Some numbers have no digits to ask for: the gradient of a softmax over one key is analytically 0 and comes out as rounding
-noise. They are recognised by their conditioning (``check_noise``), and only when the bound above is not kept: where eps times
-the amplification of rounding errors is ``LOST[dtype]`` of the RMS or more, ``NOISY * eps * amplification`` is the bound.
+noise. Where eps times the amplification is ``LOST[dtype]`` of the RMS or more, ``NOISY * eps * amplification`` is the bound.
 
 Infinities and NaN must be where the reference has them. Where it has a number and eager PyTorch has none, as it
 left the range of the dtype on the way, a kernel may have none either; if it has one, it must be right.
@@ -158,8 +161,9 @@ def _bounds(dtype: torch.dtype, rms: float, eager: Floor, noise: Floor | None) -
     smallest = info.smallest_normal * info.eps
     if noise is not None and info.eps * noise.rms >= LOST[dtype] * rms:
         return Floor(NOISY * info.eps * noise.rms + smallest, NOISY * info.eps * noise.max + smallest)
-    rms_bound = min(max(EAGER_FACTOR * eager.rms, floor.rms * rms), CAP * rms)
-    max_bound = min(max(EAGER_FACTOR * eager.max, floor.max * rms), CAP * rms)
+    drawn = Floor(0.0, 0.0) if noise is None else Floor(info.eps / 2 * noise.rms, info.eps / 2 * noise.max)
+    rms_bound = min(max(EAGER_FACTOR * max(eager.rms, drawn.rms), floor.rms * rms), CAP * rms)
+    max_bound = min(max(EAGER_FACTOR * max(eager.max, drawn.max), floor.max * rms), CAP * rms)
     return Floor(rms_bound + smallest, max_bound + smallest)
 
 

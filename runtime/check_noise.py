@@ -2,7 +2,9 @@
 
 A reference is evaluated again in float64 with every sum, product and function result changed by a random relative
 ``NUDGE``, in the forward and the backward pass. What moves, divided by the nudge, is how much an arithmetic amplifies its
-rounding errors, whatever its precision. Running sums are left alone: kernels and eager PyTorch keep them in float32.
+rounding errors, whatever its precision. Running sums are left alone: kernels and eager PyTorch keep them in float32. So are the
+partial sums of sums and products in half precision; in float32 they are nudged like everything else: a sum of n terms x,
+taken one after another, is off by about the nudge times sqrt(n / 2 * sum x^2), however small the sum itself.
 """
 
 from __future__ import annotations
@@ -22,22 +24,34 @@ ROUNDED = frozenset(
 """The operations whose results are nudged, by their names in ATen."""
 
 
-class Nudged(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, results of floating arithmetic are off by a relative ``NUDGE`` times a normal number."""
+PRODUCTS = frozenset(("mm", "bmm"))
 
-    def __init__(self, seed: int, sign: int = 1) -> None:
+
+class Nudged(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While active, results of floating arithmetic are off by a relative ``NUDGE`` times a normal number, and so are
+    ``partial_sums`` if asked."""
+
+    def __init__(self, seed: int, sign: int = 1, *, partial_sums: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._size = sign * NUDGE
+        self._partial_sums = partial_sums
         self._generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.is_floating_point() and func.overloadpacket.__name__ in ROUNDED:
-            factor = torch.randn(result.shape, generator=self._generator, dtype=result.dtype)
-            return result * factor.mul_(self._size).add_(1)
-        return result
+        name = func.overloadpacket.__name__
+        if not (isinstance(result, Tensor) and result.is_floating_point() and name in ROUNDED):
+            return result
+        noise = torch.randn(result.shape, generator=self._generator, dtype=result.dtype).mul_(self._size)
+        if self._partial_sums and name in PRODUCTS:
+            a, b = args
+            return result + noise * (func(a * a, b * b) * (a.shape[-1] / 2)).sqrt()
+        if self._partial_sums and name == "sum" and result.numel():
+            x, *how = args
+            return result + noise * (func(x * x, *how, **(kwargs or {})) * (x.numel() / result.numel() / 2)).sqrt()
+        return result * noise.add_(1)
 
 
 def amplification(exact: Tensor | None, nudged: Tensor | None) -> tuple[float, float]:

@@ -202,7 +202,7 @@ class Trial:
         """How much each quantity amplifies rounding errors: the most that two nudges, opposite in sign, show of it."""
         found = dict.fromkeys(dict(self.exact.items()), judge.Floor(0.0, 0.0))
         for sign in (1, -1):
-            with Nudged(self.case.seed, sign):
+            with Nudged(self.case.seed, sign, partial_sums=self.dtype.itemsize >= 4):
                 moved = dict(self.reference(self.inputs, torch.float64).items())
             for quantity, value in self.exact.items():
                 rms, largest = amplification(value, moved[quantity])

@@ -13,7 +13,7 @@ from torch import Tensor
 import weft
 from benchmarks.eager_attention import HAND_WRITTEN
 from benchmarks.peers_attention import VARIANTS, peers
-from benchmarks.shapes import NAMES
+from benchmarks.shapes import NAMES, SPECS
 from weft.runtime import bench
 from weft.runtime.library import find
 from weft.runtime.problem import Usual, pose
@@ -45,7 +45,7 @@ SHAPES: dict[str, tuple[dict[str, int], dict[str, bool | int | float]]] = {
     "t5_bias causal": ({"n": 8}, {"longest": 20, "causal": True}),
     "tree": ({"i": 9, "n": 9}, {"prefix": 23}),
 }
-CASES = sorted({*NAMES, *VARIANTS, *HAND_WRITTEN, *SHAPES})
+CASES = sorted({*(SPECS.get(n, n) for n in NAMES), *VARIANTS, *HAND_WRITTEN, *SHAPES})
 
 
 @cache
@@ -86,7 +86,7 @@ def test_sdpa_and_flex_attention_have_the_output_of_the_reference(case: str) -> 
 
 
 def test_every_attention_that_is_benched_has_its_peers() -> None:
-    assert set(NAMES) <= VARIANTS.keys() | WITHOUT_FLEX
+    assert {SPECS.get(n, n) for n in NAMES} <= VARIANTS.keys() | WITHOUT_FLEX
     assert HAND_WRITTEN.keys() >= WITHOUT_FLEX
 
 

@@ -138,8 +138,24 @@ def test_conditioning_is_measured_through_forward_and_backward() -> None:
         return ((x * 3 - x * 2) - x * 1).sum() * 0 + (x * 1e6 - x * (1e6 - 1)).square().sum()
 
     (exact,) = torch.autograd.grad(cancelled(), x)
-    with Nudged(0):
+    with Nudged(0, partial_sums=False):
         (nudged,) = torch.autograd.grad(cancelled(), x)
     rms, largest = amplification(exact, nudged)
     assert 1e5 < rms < largest < 1e14
     assert amplification(exact, exact) == (0.0, 0.0)
+
+
+def test_conditioning_of_sums_counts_their_terms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(8, 100, generator=generator, dtype=torch.float64)
+    b = torch.cat([a, -a[:, ::2]], dim=1)  # a cancels half of itself
+    a = torch.cat([a, a[:, ::2]], dim=1)
+    terms = a.square().mul(b.square()).sum(1).sqrt().mean()
+
+    def moved(partial_sums: bool) -> float:
+        with Nudged(0, partial_sums=partial_sums):
+            nudged = torch.mm(a, b.T)
+        return amplification(torch.mm(a, b.T).diag(), nudged.diag())[0]
+
+    assert moved(False) < 1.5 * float(torch.mm(a, b.T).diag().square().mean().sqrt())
+    assert 0.5 < moved(True) / (float(terms) * 75**0.5) < 2
