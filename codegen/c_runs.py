@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any, assert_never
 
 from ..compiler import ir
-from ..compiler.plan import Load
+from ..compiler.affine import affine
+from ..compiler.plan import Index, Load
 from .c_expressions import ORDER, PRIMARY, PRODUCT, SUM, UNARY, Text, wrap
 from .c_lowering import Diagonal, Product, Step, TileLoad
 from .c_pieces import Define, Fill, Folded, Gather, Move, Nest, Piece, Scale, Spread, Write, all_reads, arrange, inside, writes
@@ -107,7 +108,7 @@ class Runs(Scope):
         for fold in ending:
             self.start_total(fold)
         if nest.innermost:
-            self.simd(members, ending)
+            self.simd(nest.axis, members, ending)
         relaxed = nest.innermost and all(
             isinstance(p, Define | Fill | Scale | Move) or (isinstance(p, Folded) and nest.axis not in p.folded) for p in members
         )
@@ -119,9 +120,11 @@ class Runs(Scope):
         for fold in ending:
             self.finish_total(fold)
 
-    def simd(self, members: list[Piece], ending: list[Folded]) -> None:
+    def simd(self, axis: str, members: list[Piece], ending: list[Folded]) -> None:
         """The pragma that lets the innermost loop be vectorised, unless its order matters."""
-        if any(isinstance(p, Spread) or (isinstance(p, Folded) and p.op == "argmax") for p in members):
+        if any(isinstance(p, Folded) and p.op == "argmax" for p in members):
+            return
+        if any(isinstance(p, Spread) and not _steps_by_one(p.at, axis) for p in members):
             return
         clauses = ""
         for fold in ending:
@@ -255,3 +258,9 @@ class Runs(Scope):
         """Tests that an address lies inside the tensor."""
         checked = [(index, self.size(axis)) for axis, index in at.items() if axis in load.checked]
         return [f"{wrap(index, ORDER)} >= 0 && {wrap(index, ORDER)} < {size}" for index, size in checked]
+
+
+def _steps_by_one(at: ir.Node, axis: str) -> bool:
+    """Whether a position moves by one place, up or down, with every step along ``axis``: no two elements of a loop add to one place."""
+    moving = [(atom, c) for atom, c in affine(at).terms.items() if axis in atom.axes]
+    return len(moving) == 1 and isinstance(moving[0][0], Index) and abs(moving[0][1]) == 1

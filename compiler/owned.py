@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import ir
 from .algebra import conjuncts
+from .structure import is_long_table
 from .tasks import PROGRAMS, Group
 
 if TYPE_CHECKING:
@@ -30,6 +31,27 @@ def pair_owned(groups: list[Group], context: Context) -> list[tuple[Group, Group
                     units, n = ordered, -1
                     break
         n += 1
+    return _with_tables(units, context)
+
+
+def _with_tables(units: list[tuple[Group, Group | None]], context: Context) -> list[tuple[Group, Group | None]]:
+    """Long tables of a head join the kernel that goes over all pairs of the head: every pair adds to the table in memory."""
+    for group in [g for g, extra in units if extra is None and all(is_long_table(t.node, context.structure) for t in g.tasks)]:
+        swept = {frozenset(s.over) - context.structure.whole for s in group.sweeps}
+        for n, (lead, extra) in enumerate(units):
+            if (
+                extra is None
+                or _reads(group, lead)
+                or _reads(group, extra)
+                or not all(t.node in t.sweeps and not t.also for t in group.tasks)
+            ):
+                continue
+            if group.kept == lead.kept & extra.kept and swept == {(lead.kept | extra.kept) - group.kept}:
+                joined = [*units[:n], (lead, Group([*extra.tasks, *group.tasks])), *units[n + 1 :]]
+                ordered = _in_order([u for u in joined if u[0] is not group])
+                if ordered is not None:
+                    units = ordered
+                    break
     return units
 
 

@@ -19,7 +19,7 @@ from .exchange import exchange_contractions, split_sums
 from .names import name_nodes
 from .outside import split_outside
 from .plan import Buffer, Dtype, Kernel, Plan
-from .structure import WHOLE_LIMIT, Structure, analyse, is_table
+from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table
 from .tasks import Group, NotFused, Planner, Task, group_tasks, merge_sums, nest_sums
 from .verify import verify
 
@@ -225,8 +225,10 @@ def _plan(
     direction: str,
     saved: Mapping[str, Buffer] | None = None,
     separate: bool = True,
+    in_memory: bool = True,
 ) -> Plan:
-    """Nodes (by buffer) -> a plan. ``separate``: sums that another kernel might take along are tasks of their own."""
+    """Nodes (by buffer) -> a plan. ``separate``: sums that another kernel might take along are tasks of their own; ``in_memory``: long
+    tables are to be added to in memory by such a kernel."""
     from .owned import pair_owned
 
     assert lowered.fused is not None
@@ -234,19 +236,20 @@ def _plan(
     forward = lowered.fused.outputs
     hosts = [b.axes for b in known.values()]
     extents = dict(lowered.hints.extents)
-    first = analyse(kernel, forward, outputs, extents, hosts)
+    owns = lowered.target.backend == "c"
+    in_memory = in_memory and owns
+    first = analyse(kernel, forward, outputs, extents, hosts, in_memory=in_memory)
     roots = merge_sums(outputs, first)
-    structure = analyse(kernel, forward, roots, extents, hosts)
+    structure = analyse(kernel, forward, roots, extents, hosts, in_memory=in_memory)
     roots = expand_lse(roots, structure)
     roots = nest_sums(roots, structure, shares=lowered.target.backend == "c")
-    structure = analyse(kernel, forward, roots, extents, [*hosts, *structure.shares])
+    structure = analyse(kernel, forward, roots, extents, [*hosts, *structure.shares], in_memory=in_memory)
     lowered.by_extent |= structure.by_extent
     _check_whole(lowered, structure)
     buffers = _buffers(lowered, roots, known, direction, saved or {})
     planner = Planner(structure, {n: b.name for n, b in known.items()})
     for name, node in roots.items():
         planner.add_root(node, name, buffers[name].axes)
-    owns = lowered.target.backend == "c"
     separated = planner.separate() if owns and separate else set()
     tasks = [*planner.tasks.values(), *planner.spread]
     for task in tasks:
@@ -259,8 +262,11 @@ def _plan(
     stored = {n: b.name for n, b in known.items()} | {t.node: t.buffer for t in tasks if not isinstance(t.node, ir.Input)}
     context = _context(lowered, structure, stored, buffers)
     units: list[tuple[Group, Group | None]] = pair_owned(groups, context) if owns else [(g, None) for g in groups]
-    if separated - {t.node for _, extra in units if extra is not None for t in extra.tasks}:
-        return _plan(lowered, outputs, known, direction, saved, separate=False)  # not taken along: they would only be stored and read
+    along = {t.node for _, extra in units if extra is not None for t in extra.tasks}
+    if separated - along:
+        return _plan(lowered, outputs, known, direction, saved, False, in_memory)  # not taken along: they would only be stored and read
+    if any(is_long_table(s, structure) and s not in along for t in tasks for s in t.sweeps):
+        return _plan(lowered, outputs, known, direction, saved, separate, in_memory=False)
     kernels = _kernels(units, context, direction)
     read = {b for k in kernels for b in _touched(k)}
     plan = Plan(
@@ -287,7 +293,7 @@ def expand_lse(roots: dict[str, ir.Node], structure: Structure) -> dict[str, ir.
 def _check_whole(lowered: Lowered, structure: Structure) -> None:
     extents = dict(lowered.hints.extents)
     for axis in sorted(structure.whole):
-        if extents.get(axis, 0) > WHOLE_LIMIT:
+        if extents.get(axis, 0) > WHOLE_LIMIT and axis not in structure.tables:
             raise NotFused(f"axis {axis} would be kept whole in a tile, and its extent {extents[axis]} is above {WHOLE_LIMIT}")
 
 

@@ -39,6 +39,8 @@ class Structure:
     """Later parts of split dimensions: rather looped over than tiled."""
     by_extent: set[str] = field(default_factory=set)
     """Axes kept whole, or not, because of their extent."""
+    tables: set[str] = field(default_factory=set)
+    """Axes kept whole that are too long for a tile: sums by position along them are added to in memory."""
     shares: list[Axes] = field(default_factory=list)
     """Axes of the shares that heads store of a gradient that sums over them."""
 
@@ -66,8 +68,13 @@ def analyse(
     roots: dict[str, ir.Node],
     extents: Mapping[str, int],
     extra_hosts: Iterable[Iterable[str]] = (),
+    *,
+    in_memory: bool = False,
 ) -> Structure:
-    """The structure of the graph under ``roots``; ``forward``: the canonical outputs, which the roots are or derive from."""
+    """The structure of the graph under ``roots``; ``forward``: the canonical outputs, which the roots are or derive from.
+
+    ``in_memory``: tables that are too long for a tile may be added to in memory; else every tile of their axis is a sweep of its own.
+    """
     nodes = list(ir.topological([*forward.values(), *roots.values()]))
     inputs = [n for n in nodes if isinstance(n, ir.Input)]
     outputs = [frozenset(t.axes) for t in kernel.outputs] + [frozenset(n.axes) for n in roots.values()]
@@ -91,7 +98,7 @@ def analyse(
         if isinstance(n, ir.Reduce) and not found.storable(n.axes):
             found.whole.update(n.over)
     swept = {a for n in ir.topological(forward.values()) if isinstance(n, ir.Reduce) for a in n.over}
-    _sweep_axes(nodes, found, extents, swept)
+    _sweep_axes(nodes, found, extents, swept, in_memory=in_memory)
     return found
 
 
@@ -149,7 +156,13 @@ def is_table(node: ir.Node) -> bool:
     return isinstance(node, ir.Reduce) and (scatter_axis(node) is not None or (node.op == "sum" and is_table(node.x)))
 
 
-def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, int], swept: set[str]) -> None:
+def is_long_table(node: ir.Node, structure: Structure) -> bool:
+    """A sum by position along an axis that no tile holds."""
+    scattered = scatter_axis(node) if isinstance(node, ir.Reduce) else None
+    return scattered is not None and scattered[0] in structure.tables
+
+
+def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, int], swept: set[str], *, in_memory: bool) -> None:
     sweeps = [
         n
         for n in nodes
@@ -171,6 +184,9 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
         others += [a for f in parts if f not in paired for a in f.axes]
         if scattered is not None:
             others.append(scattered[0])
+            found.by_extent.add(scattered[0])
+            if extents.get(scattered[0], 0) > WHOLE_LIMIT:
+                (found.tables if in_memory else found.pair).add(scattered[0])
     for n in nodes:
         if isinstance(n, ir.Reduce) and found.storable(operand_axes(n)) and n.where is None:
             others += n.over

@@ -123,6 +123,8 @@ def _nest(n: ir.Reduce, loops: Counter[frozenset[str]], structure: Structure, ta
     tiled = frozenset([pick_tiled(mine, structure)])
     virtual = _virtual_operand(n, structure)
     choices = ([c for c in loops if c < mine] or [frozenset(structure.sort(mine)[-1:])]) if virtual else [tiled]
+    if table & structure.tables:
+        choices = [c for c in [frozenset().union(*(c for c in loops if c < mine))] if c and c < mine]
     # A table goes with the sweep that carries the least besides.
     choices.sort(key=lambda c: (loops[c] if table else 0, -len(c), sorted(c)))
     for inner_axes in choices + [tiled] * (virtual and shares):
