@@ -10,7 +10,7 @@ from ..compiler import ir
 from ..compiler.plan import ONCE, Begin, Buffer, Load, Local, Loop, Statement, Store, inner_statements
 from .c_expressions import ORDER, PRIMARY, PRODUCT, Text, wrap
 from .c_library import template
-from .c_lowering import Clear, Diagonal, Product, Run, Step, Sweep, TileLoad
+from .c_lowering import Alias, Clear, Diagonal, Product, Run, Step, Sweep, TileLoad
 from .c_pieces import Define, Folded, Gather, Piece, all_reads, writes
 from .c_runs import Definition, Runs
 from .c_storage import PAD, Tile, padded
@@ -40,6 +40,8 @@ class KernelPrinter(Runs):
                     self.product(step)
                 case Diagonal():
                     self.diagonal(step)
+                case Alias():
+                    self.alias(step)
                 case Clear(begin=begin):
                     self.clear(begin)
                 case Sweep(loop=loop, steps=inner):
@@ -77,6 +79,9 @@ class KernelPrinter(Runs):
                 case Diagonal(node=node, reads=read):
                     reads(read, step)
                     defines(node, step)
+                case Alias(rename=rename):
+                    reads(self.lowering.values_in(rename.x), step)
+                    defines(rename.node, step)
                 case Clear():
                     pass
                 case Sweep(loop=loop, steps=inner):
@@ -134,7 +139,10 @@ class KernelPrinter(Runs):
         start, stop = self.expressions.show(loop.start), self.limit(loop)
         if loop.block is None:
             variable = self.axis_names[loop.axis]
-            self.open(f"for (int {variable} = {start.text}; {variable} < {wrap(stop, ORDER + 1)}; {variable}++)")
+            if loop.reverse:
+                self.open(f"for (int {variable} = {stop.text} - 1; {variable} >= {wrap(start, ORDER + 1)}; {variable}--)")
+            else:
+                self.open(f"for (int {variable} = {start.text}; {variable} < {wrap(stop, ORDER + 1)}; {variable}++)")
         else:
             first = "0" if start.text == "0" else f"{wrap(start, PRODUCT)} / {loop.block} * {loop.block}"
             variable = self.start_name(loop.axis)
@@ -292,6 +300,27 @@ class KernelPrinter(Runs):
         self.close()
         self.axis_names, self.values = usual, values
         self.values[step.node] = Text(f"{name}[{usual[row]} - {usual[column]} + {last}]", PRIMARY)
+
+    def alias(self, step: Alias) -> None:
+        """The elements of a tile, by other names of its axes."""
+        rename = step.rename
+        self.phase((rename.node,))
+        source = self.pick(self.tiles_of(rename.x))
+        target = self.kept_tile(rename.node, self.lowering.space(rename.node), "")
+        self.values[rename.node] = [target]
+        new = dict(rename.renamed)
+        variables = {a: self.axis_names[new.get(a, a)] for a in source.axes}
+        for axis in target.axes:
+            variable = self.axis_names[axis]
+            if axis == target.axes[-1]:
+                self.pragma("omp simd")
+            self.open(f"for (int {variable} = 0; {variable} < {self.bound(axis, False)}; {variable}++)")
+        shorter = [(a, b) for a, b in rename.renamed if self.tile_extent(a) < self.tile_extent(b)]
+        inside = " && ".join(f"{self.axis_names[b]} < {self.tile_extent(a)}" for a, b in shorter)
+        element = source.element(variables).text
+        self.put(f"{target.element(self.axis_names).text} = {f'{inside} ? {element} : 0.0f' if inside else element};")
+        for _ in target.axes:
+            self.close()
 
     def right_order(self, product: Product) -> tuple[str, ...]:
         """The layout of a right factor: its columns side by side, as they are anyway or as they are to be put."""

@@ -14,6 +14,7 @@ from ..compiler import ir
 from ..compiler.plan import (
     Accumulate,
     Advance,
+    Assign,
     Begin,
     Compute,
     Contract,
@@ -25,6 +26,7 @@ from ..compiler.plan import (
     Local,
     Loop,
     Origin,
+    Rename,
     Scatter,
     Statement,
     Store,
@@ -32,7 +34,7 @@ from ..compiler.plan import (
     local,
 )
 from .c_diagonal import Diagonals, nodes_of
-from .c_pieces import Define, Fill, Folded, Gather, Move, Piece, Scale, Space, Spread, Write, all_reads, writes
+from .c_pieces import Copy, Define, Fill, Folded, Gather, Move, Piece, Scale, Space, Spread, Write, all_reads, writes
 
 
 @dataclass(eq=False, slots=True)
@@ -79,6 +81,13 @@ class Diagonal:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Alias:
+    """A copy of a tile under other names of its axes."""
+
+    rename: Rename
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Clear:
     """Zero the tensor that holds a carried value in place."""
 
@@ -91,7 +100,7 @@ class Sweep:
     steps: list[Step]
 
 
-Step = Run | TileLoad | Product | Diagonal | Clear | Sweep
+Step = Run | TileLoad | Product | Diagonal | Alias | Clear | Sweep
 
 
 class Lowering:
@@ -103,8 +112,9 @@ class Lowering:
         self.float_buffers = float_buffers
         self.statements = inner_statements(kernel.body)
         self.loads = {s.node: s for s in self.statements if isinstance(s, Load)}
+        self.layout = layout
         self.diagonals = Diagonals(kernel, self.statements, layout)
-        self.defined = {s.node for s in self.statements if isinstance(s, Load | Contract | Fold)} | set(self.diagonals.kept)
+        self.defined = {s.node for s in self.statements if isinstance(s, Load | Contract | Fold | Rename)} | set(self.diagonals.kept)
         self.in_place: dict[ir.Node, str] = {s.local: s.buffer for s in self.statements if isinstance(s, Begin) and s.buffer is not None}
         for s in self.statements:
             if isinstance(s, Compute) and not self.is_index_only(s.node):
@@ -149,6 +159,8 @@ class Lowering:
                     result.append(Clear(statement))
                 case Loop(body=inner):
                     result.append(Sweep(statement, self.steps(inner)))
+                case Rename():
+                    self.put_step(result, Alias(statement))
                 case Load(node=node) | Compute(node=node) if node in self.diagonals.inner:
                     pass
                 case Load(node=node) | Compute(node=node) if node in self.diagonals.kept:
@@ -171,7 +183,7 @@ class Lowering:
         read = self.values_in(*(x for n in closure for x in nodes_of(self.diagonals.made[n])))
         return Diagonal(node, closure, tuple(n for n in read if n not in closure))
 
-    def put_step(self, steps: list[Step], step: TileLoad | Product | Diagonal) -> None:
+    def put_step(self, steps: list[Step], step: TileLoad | Product | Diagonal | Alias) -> None:
         """At the end, or before the last run where nothing of it is needed."""
         if steps and isinstance(steps[-1], Run) and not any(self.conflict(step, piece) for piece in steps[-1].pieces):
             steps.insert(len(steps) - 1, step)
@@ -185,13 +197,13 @@ class Lowering:
                 case Run(pieces=pieces):
                     pieces.append(piece)
                     return
-                case TileLoad() | Product() | Diagonal() if not self.conflict(step, piece):
+                case TileLoad() | Product() | Diagonal() | Alias() if not self.conflict(step, piece):
                     continue
                 case _:
                     break
         steps.append(Run([piece]))
 
-    def conflict(self, step: TileLoad | Product | Diagonal, piece: Piece) -> bool:
+    def conflict(self, step: TileLoad | Product | Diagonal | Alias, piece: Piece) -> bool:
         """Whether the order of a step and a piece matters."""
         made, needed = writes(piece), all_reads(piece)
         match step:
@@ -203,6 +215,8 @@ class Lowering:
                 return target in needed or any(n in made for n in (target, left, right, rescale))
             case Diagonal(node=node, reads=reads):
                 return node in needed or any(n in made for n in reads)
+            case Alias(rename=Rename(node=node, x=x)):
+                return node in needed or any(n in made for n in self.values_in(x))
 
     def is_tile_load(self, load: Load) -> bool:
         """Whether a load is a rectangle of memory, which a helper copies."""
@@ -276,9 +290,12 @@ class Lowering:
                 yield from self.fold(carried, op, (lhs,) if rhs is None else (lhs, rhs), over, True, rescale)
             case Scatter(local=carried, axis=axis, at=at, x=x):
                 yield Spread(self.space(x, at), carried, axis, at, x, self.values_in(at, x))
-            case Store(buffer=buffer, node=node, checked=checked):
-                yield Write(self.space(node), buffer, node, checked, self.values_in(node))
-            case Loop():
+            case Store(buffer=buffer, node=node, checked=checked, at=at):
+                written = {*node.axes, *self.layout[buffer]} - {a for a, _ in at}
+                yield Write(tuple(a for a in self.kernel.tile_order if a in written), buffer, node, checked, self.values_in(node), at)
+            case Assign(local=carried, node=node):
+                yield Copy(self.space(carried), carried, node, self.values_in(node))
+            case Loop() | Rename():
                 raise AssertionError("a loop is a step of its own")
             case _:
                 assert_never(statement)

@@ -96,6 +96,7 @@ class Write:
     node: ir.Node
     checked: tuple[str, ...]
     reads: tuple[ir.Node, ...]
+    at: tuple[tuple[str, ir.Node], ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -110,7 +111,17 @@ class Spread:
     reads: tuple[ir.Node, ...]
 
 
-Piece = Define | Gather | Folded | Fill | Scale | Move | Write | Spread
+@dataclass(frozen=True, eq=False, slots=True)
+class Copy:
+    """A carried value takes the value of ``node``."""
+
+    space: Space
+    local: Local
+    node: ir.Node
+    reads: tuple[ir.Node, ...]
+
+
+Piece = Define | Gather | Folded | Fill | Scale | Move | Write | Spread | Copy
 
 
 @dataclass(eq=False, slots=True)
@@ -134,7 +145,7 @@ def writes(piece: Piece) -> tuple[ir.Node, ...]:
             return (load.node,)
         case Folded(target=target, best=best):
             return (target,) if best is None else (target, best)
-        case Fill(local=local) | Scale(local=local) | Spread(local=local):
+        case Fill(local=local) | Scale(local=local) | Spread(local=local) | Copy(local=local):
             return (local,)
         case Move(local=local, rescale=rescale):
             return (local, rescale)

@@ -9,12 +9,12 @@ from ..compiler import ir
 from ..compiler.affine import affine
 from ..compiler.plan import Index, Load
 from .c_expressions import ORDER, PRIMARY, PRODUCT, SUM, UNARY, Text, wrap
-from .c_lowering import Diagonal, Product, Step, TileLoad
-from .c_pieces import Define, Fill, Folded, Gather, Move, Nest, Piece, Scale, Spread, Write, all_reads, arrange, inside, writes
+from .c_lowering import Alias, Diagonal, Product, Step, TileLoad
+from .c_pieces import Copy, Define, Fill, Folded, Gather, Move, Nest, Piece, Scale, Spread, Write, all_reads, arrange, inside, writes
 from .c_scope import Scope
 from .c_storage import Tile
 
-Definition = Define | Gather | Folded | TileLoad | Product | Diagonal
+Definition = Define | Gather | Folded | TileLoad | Product | Diagonal | Alias
 """What gives a value that is not carried."""
 
 _STARTS = {"sum": "0", "any": "0", "prod": "1", "all": "1", "max": "-INFINITY", "highest": "-INFINITY", "min": "INFINITY", "argmax": "-1"}
@@ -110,7 +110,7 @@ class Runs(Scope):
         if nest.innermost:
             self.simd(nest.axis, members, ending)
         relaxed = nest.innermost and all(
-            isinstance(p, Define | Fill | Scale | Move) or (isinstance(p, Folded) and nest.axis not in p.folded) for p in members
+            isinstance(p, Define | Fill | Scale | Move | Copy) or (isinstance(p, Folded) and nest.axis not in p.folded) for p in members
         )
         relaxed = relaxed and not any(n in self.lowering.in_place for p in members for n in writes(p) + all_reads(p))
         variable = self.axis_names[nest.axis]
@@ -151,8 +151,10 @@ class Runs(Scope):
                 self.put(f"const float {new} = highest({old}, {self.show(candidate)});")
                 self.put(f"{self.target(rescale)} = rescaling({old}, {new});")
                 self.put(f"{old} = {new};")
-            case Write(buffer=buffer, node=node):
-                self.write(buffer, node)
+            case Write(buffer=buffer, node=node, at=at):
+                self.write(buffer, node, {axis: self.expressions.show(e) for axis, e in at})
+            case Copy(local=local, node=node):
+                self.put(f"{self.target(local)} = {self.show(node)};")
             case Spread():
                 self.spread(piece)
             case _:
@@ -171,12 +173,12 @@ class Runs(Scope):
         element = self.read(load.buffer, at)
         return Text(f"{' && '.join(limits)} ? {element.text} : 0", 3) if limits else element
 
-    def write(self, buffer: str, node: ir.Node) -> None:
+    def write(self, buffer: str, node: ir.Node, at: dict[str, Text]) -> None:
         dtype = self.dtypes[buffer]
         value = self.expressions.show(node)
         if dtype in ("float16", "bfloat16"):
             value = self.expressions.use(f"to_{dtype}", value)
-        self.put(f"{self.element(buffer, {})} = {value.text};")
+        self.put(f"{self.element(buffer, at)} = {value.text};")
 
     def spread(self, piece: Spread) -> None:
         at = self.names.new("at")

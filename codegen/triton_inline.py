@@ -49,7 +49,9 @@ def read_nodes(statement: plan.Statement) -> Iterable[ir.Node]:
             return ir.children(node)
         case plan.Contract(lhs=lhs, rhs=rhs):
             return [lhs, rhs]
-        case plan.Fold(x=x) | plan.Advance(score=x) | plan.Store(node=x):
+        case plan.Store(node=x, at=at):
+            return [x, *(e for _, e in at)]
+        case plan.Fold(x=x) | plan.Advance(score=x) | plan.Assign(node=x) | plan.Rename(x=x):
             return [x]
         case plan.Begin():
             return []
@@ -79,7 +81,7 @@ def _leaves(node: ir.Node) -> Iterable[ir.Node]:
 
 def _changes(statement: plan.Statement, locals_read: set[ir.Node]) -> bool:
     match statement:
-        case plan.Begin(local=local) | plan.Accumulate(local=local) | plan.Scatter(local=local):
+        case plan.Begin(local=local) | plan.Accumulate(local=local) | plan.Scatter(local=local) | plan.Assign(local=local):
             return local in locals_read
         case plan.Advance(local=local, rescale=rescale):
             return local in locals_read or rescale in locals_read

@@ -296,6 +296,10 @@ class KernelPrinter:
                     self._print_accumulate(statement, body[position + 1 :])
                 case plans.Scatter():
                     self._print_scatter(statement)
+                case plans.Assign():
+                    self._print_assign(statement)
+                case plans.Rename():
+                    self._print_rename(statement)
                 case plans.Store():
                     self._print_store(statement)
                 case plans.Loop():
@@ -308,7 +312,7 @@ class KernelPrinter:
     def _print_load(self, load: plans.Load) -> None:
         self._comment_line(load.node)
         dims = self._expressions.dims(load.node)
-        at = {axis: self._located(load, axis, index) for axis, index in load.at}
+        at = {axis: self._located(load.node, axis, index) for axis, index in load.at}
         dtype = self._dtypes[load.buffer]
         args = [self._address(load.buffer, at, dims)]
         conditions = self._conditions(load.buffer, at, load.checked, dims)
@@ -321,20 +325,21 @@ class KernelPrinter:
     def _print_store(self, store: plans.Store) -> None:
         self._comment_line(store.node)
         buffer = self._plan.buffers[store.buffer]
+        at = {axis: self._located(store.node, axis, index) for axis, index in store.at}
         dims = tuple(a for a in self._kernel.tile_order if a in buffer.axes)
         value = spread(self._expressions.show(store.node), dims)
-        args = [self._address(store.buffer, {}, dims), value.text]
-        conditions = self._conditions(store.buffer, {}, store.checked, dims)
+        args = [self._address(store.buffer, at, dims), value.text]
+        conditions = self._conditions(store.buffer, at, store.checked, dims)
         if conditions:
             args.append(f"mask={self._conjunction(conditions, dims)}")
         self._emit_call("tl.store(", args)
 
-    def _located(self, load: plans.Load, axis: str, index: ir.Node) -> Shown:
+    def _located(self, node: ir.Node, axis: str, index: ir.Node) -> Shown:
         """The index of an addressed axis; named where it is an expression, since address and mask read it."""
         shown = self._expressions.show(index)
         if shown.value is not None or shown.text.isidentifier():
             return shown
-        name = self._names.get(f"{self._name(load.node)}_{axis}", "at", self._name(load.node), axis)
+        name = self._names.get(f"{self._name(node)}_{axis}", "at", self._name(node), axis)
         self._emit(f"{name} = {shown.text}")
         return Shown(name, dims=shown.dims, dtype=shown.dtype)
 
@@ -363,7 +368,8 @@ class KernelPrinter:
     def _fixed_axes(self, buffer: str) -> tuple[str, ...]:
         """Axes of the grid and of the rows at whose index every access takes the buffer: the pointer is moved there once."""
         kernel = self._kernel
-        addressed = {a for s in self._statements if isinstance(s, plans.Load) and s.buffer == buffer for a, _ in s.at}
+        accesses = [s for s in self._statements if isinstance(s, plans.Load | plans.Store)]
+        addressed = {a for s in accesses if s.buffer == buffer for a, _ in s.at}
         looped = {s.axis for s in self._statements if isinstance(s, plans.Loop)}
         fixed = [*kernel.grid, *([kernel.rows] if kernel.rows and kernel.rows not in looped else [])]
         return tuple(a for a in self._plan.buffers[buffer].axes if a in fixed and a not in addressed)
@@ -580,6 +586,37 @@ class KernelPrinter:
 
     # Carried values -------------------------------------------------------------------------------------------
 
+    def _print_assign(self, assign: plans.Assign) -> None:
+        self._comment_line(assign.node)
+        dims = self._expressions.dims(assign.local)
+        shown = real_tensor(self._expressions.show(assign.node))
+        value = shown if dims == shown.dims else self._broadcast(shown, dims)
+        self._emit(f"{self._name(assign.local)} = {value.text}")
+        self._obtain(assign.local, dims, "float32")
+
+    def _broadcast(self, shown: Shown, dims: tuple[str, ...]) -> Shown:
+        if shown.value is not None:
+            return Shown(f"tl.full({self._shape(dims)}, {shown.text}, tl.float32)", ATOM, dims)
+        return Shown(f"tl.broadcast_to({spread(shown, dims).text}, {self._shape(dims)})", ATOM, dims)
+
+    def _print_rename(self, rename: plans.Rename) -> None:
+        """The same tile with other names of its axes: its elements beyond the extent are 0, as what is read there would be."""
+        self._comment_line(rename.node)
+        shown = real(self._tile(rename.x))
+        new = dict(rename.renamed)
+        for axis in (a for a in shown.dims if a in new):
+            known = self._padding[axis].of(rename.x) if axis in self._padding else 0
+            if known != 0:
+                inside = spread(self._show_inside(axis), shown.dims).text
+                shown = Shown(f"tl.where({inside}, {shown.text}, 0.0)", ATOM, shown.dims)
+        renamed = tuple(new.get(a, a) for a in shown.dims)
+        dims = self._expressions.dims(rename.node)
+        for axis in (b for _, b in rename.renamed if b in self._padding):  # a longer tile than its extent must not show more
+            inside = spread(self._show_inside(axis), renamed).text
+            shown = Shown(f"tl.where({inside}, {shown.text}, 0.0)", ATOM, shown.dims)
+        self._emit(f"{self._name(rename.node)} = {self._rearranged(shown.text, renamed, dims)}")
+        self._obtain(rename.node, dims, "float32")
+
     def _local_op(self, local: ir.Node) -> str:
         return next((s.op for s in self._statements if isinstance(s, plans.Begin) and s.local is local), "sum")
 
@@ -708,13 +745,25 @@ class KernelPrinter:
             text = self._expressions.show(condition).text
             self._emit(f"if {text if len(text) <= MAX_INLINE else self._short(text, 'applies')}:")
         else:
+            if self._hands_over(loop):
+                self._emit("tl.debug_barrier()  # other threads of this program store what this one reads")
             bounds = [self._short(b, f"{axis}_{end}") for b, end in ((self._bound(loop.start), "first"), (self._bound(loop.stop), "last"))]
             step = self._names.step(axis) if is_read else "_"
             self._emit(f"for {step} in range({', '.join(bounds[1:] if bounds[0] == '0' else bounds)}):")
-        if is_read:
+        if is_read and loop.reverse:
+            backwards = f"({bounds[1]}) - 1 - {self._names.step(axis)}" + (f" + ({bounds[0]})" if bounds[0] != "0" else "")
+            self._emit(f"    {self._names.scalar(axis)} = tl.cast({backwards}, tl.int64)")
+        elif is_read:
             self._emit(f"    {self._names.scalar(axis)} = tl.cast({self._names.step(axis)}, tl.int64)")
         self._lines += lines
         self._read |= read - {("scalar", axis)}
+
+    def _hands_over(self, loop: plans.Loop) -> bool:
+        """Whether a loop reads what another one of this kernel stores, or stores what another one reads."""
+        own, every = plans.inner_statements(loop.body), self._statements
+        stored, loaded = ({s.buffer for s in own if isinstance(s, kind)} for kind in (plans.Store, plans.Load))
+        all_stored, all_loaded = ({s.buffer for s in every if isinstance(s, kind)} for kind in (plans.Store, plans.Load))
+        return bool((loaded & all_stored) ^ (stored & all_loaded))
 
     def _print_tiles(self, loop: plans.Loop, block: int) -> None:
         axis = loop.axis

@@ -15,7 +15,7 @@ class KernelNames:
     def get(self, wish: str, *key: str) -> str:
         """The name of ``key``: ``wish``, with underscores where that is taken."""
         if key not in self._given:
-            name = wish
+            name = wish.replace(".", "_")
             while name in self._taken:
                 name += "_"
             self._taken.add(name)
@@ -52,7 +52,7 @@ class KernelNames:
 
     def scalar(self, axis: str) -> str:
         """The index along an axis that the grid or a loop fixes, as int64."""
-        return self.get(axis if axis.isidentifier() else f"{axis}_", "scalar", axis)
+        return self.get(axis if axis.replace(".", "_").isidentifier() else f"{axis}_", "scalar", axis)
 
     def step(self, axis: str) -> str:
         return self.get(f"{axis}_step", "step", axis)

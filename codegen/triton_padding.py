@@ -65,6 +65,8 @@ class PaddingContents:
                 return axis == self._axis or (self._axis in x.axes and self.of(x) == 0)
             case plan.Advance():
                 return False
+            case plan.Assign(node=node):
+                return self._axis in node.axes and self.of(node) == 0
             case _:
                 return True
 
@@ -76,6 +78,8 @@ class PaddingContents:
                 return False if node.kind == "bool" else 0 if node.kind == "int" else 0.0
             case plan.Contract(lhs=lhs, rhs=rhs):
                 return self.of_product(lhs, rhs)
+            case plan.Rename():
+                return 0.0  # the printer sees to it
             case plan.Fold(op=op, x=x):
                 return self.of(x) if op in ("max", "min", "any", "all") or (self.of(x) == 0 and op == "sum") else None
             case _:
@@ -107,9 +111,9 @@ class PaddingContents:
 def obtained(statement: plan.Statement) -> Iterable[ir.Node]:
     """The nodes that a statement gives a value."""
     match statement:
-        case plan.Load(node=node) | plan.Compute(node=node) | plan.Contract(node=node) | plan.Fold(node=node):
+        case plan.Load(node=node) | plan.Compute(node=node) | plan.Contract(node=node) | plan.Fold(node=node) | plan.Rename(node=node):
             return (node,)
-        case plan.Begin(local=local) | plan.Accumulate(local=local) | plan.Scatter(local=local):
+        case plan.Begin(local=local) | plan.Accumulate(local=local) | plan.Scatter(local=local) | plan.Assign(local=local):
             return (local,)
         case plan.Advance(local=local, rescale=rescale):
             return (local, rescale)

@@ -63,6 +63,9 @@ def padded_extents(kernel: plan.Kernel, extents: Mapping[str, int]) -> dict[str,
             whole = [a for a in group if a in kernel.whole]
             while whole and _count(sizes, group) < DOT_EXTENT:
                 sizes[whole[-1]] *= 2
+    for statement in plan.inner_statements(kernel.body):  # one tile under two names
+        for pair in statement.renamed if isinstance(statement, plan.Rename) else ():
+            sizes.update(dict.fromkeys(pair, max(sizes[a] for a in pair)))
     return sizes
 
 
@@ -135,6 +138,8 @@ def operands(statement: plan.Statement) -> list[ir.Node]:
         case plan.Contract(lhs=lhs, rhs=rhs) | plan.Accumulate(lhs=lhs, rhs=ir.Node() as rhs):
             return [lhs, rhs]
         case plan.Accumulate(lhs=x) | plan.Fold(x=x) | plan.Scatter(x=x) | plan.Advance(score=x) | plan.Store(node=x):
+            return [x]
+        case plan.Assign(node=x) | plan.Rename(x=x):
             return [x]
         case plan.Compute(node=node):
             return list(ir.children(node))

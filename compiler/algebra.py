@@ -412,6 +412,10 @@ def with_children(node: ir.Node, new: tuple[ir.Node, ...]) -> ir.Node:
             return ir.read(new[0], [(a, e) for (a, _), e in zip(at, new[1:], strict=True)])
         case ir.Select(over=over):
             return ir.select(over, new[0], new[1], new[2] if len(new) > 2 else None)
+        case ir.Recurrence(body=body):
+            return ir.recurrence(body, new)
+        case ir.Result(name=name):
+            return ir.result(new[0], name, node.axes)
         case _:
             return node
 

@@ -123,23 +123,42 @@ def differentiate(
     from a wanted input to an output.
     """
     wanted = list(wanted)
-    order = list(ir.topological(outputs.values()))
-    reach = _depends(order, set(wanted))
-    adjoint: dict[ir.Node, ir.Node] = defaultdict(lambda: ZERO)
-    for name, g in cotangents.items():
-        adjoint[outputs[name]] = add(adjoint[outputs[name]], g)
-    for node in reversed(order):
-        if node not in reach or node not in adjoint or node.kind != "real" or isinstance(node, ir.Input):
-            continue
-        for child, contribution in _contributions(node, adjoint[node]):
-            if child in reach and child.kind == "real":
-                adjoint[child] = add(adjoint[child], contribution)
+    adjoint = pull_back([(outputs[name], g) for name, g in cotangents.items()], wanted)
     if adjoints is not None:
         adjoints.update(adjoint)
-    return {node.name: adjoint[node] for node in wanted}
+    return {node.name: adjoint.get(node, ZERO) for node in wanted}
 
 
-def _depends(order: list[ir.Node], wanted: set[ir.Input]) -> set[ir.Node]:
+def pull_back(outputs: Iterable[tuple[ir.Node, ir.Node]], wanted: Iterable[ir.Node]) -> dict[ir.Node, ir.Node]:
+    """The adjoints of every node between ``wanted`` leaves and outputs, given pairs of output and cotangent."""
+    from .adjoint import adjoint_recurrence
+
+    outputs, leaves = list(outputs), set(wanted)
+    order = list(ir.topological(node for node, _ in outputs))
+    reach = _depends(order, leaves)
+    adjoint: dict[ir.Node, ir.Node] = defaultdict(lambda: ZERO)
+    results: dict[ir.Node, dict[str, ir.Node]] = defaultdict(dict)
+    for node, g in outputs:
+        adjoint[node] = add(adjoint[node], g)
+    for node in reversed(order):
+        if node not in reach or node in leaves:
+            continue
+        if isinstance(node, ir.Recurrence):
+            contributions = adjoint_recurrence(node, results[node], reach)
+        elif node not in adjoint or node.kind != "real" or isinstance(node, ir.Input):
+            continue
+        elif isinstance(node, ir.Result):
+            results[node.recurrence][node.name] = adjoint[node]
+            continue
+        else:
+            contributions = _contributions(node, adjoint[node])
+        for child, contribution in contributions:
+            if child in reach and child.kind == "real":
+                adjoint[child] = add(adjoint[child], contribution)
+    return adjoint
+
+
+def _depends(order: list[ir.Node], wanted: set[ir.Node]) -> set[ir.Node]:
     reach: set[ir.Node] = set()
     for node in order:
         if node in wanted or any(c in reach for c in ir.children(node)):
@@ -207,12 +226,15 @@ def _inverse(axis: str, p: ir.Node, node: ir.Read, x: ir.Node) -> tuple[str, ir.
     """The axis b and position q along it with p(b) = position along ``axis``, where p is +-b + constant and b is not aligned with x."""
     form = affine.affine(p)
     moving = [(atom, c) for atom, c in form.terms.items() if atom.axes]
+    own = [(atom, c) for atom, c in moving if atom.axes == (axis,)]
+    if own and len(own) == 1 and not any(axis in atom.axes for atom, _ in moving if atom is not own[0][0]):
+        moving = own  # a shift along the axis itself, by what other axes say: a convolution
     if len(moving) != 1 or not isinstance(moving[0][0], ir.Position) or abs(moving[0][1]) != 1:
         return None
     other = moving[0][0].axis
     if other in x.axes and other != axis:
         return None
     sign = moving[0][1]
-    rest = affine.Affine({a: c for a, c in form.terms.items() if not a.axes}, form.constant)
+    rest = affine.Affine({a: c for a, c in form.terms.items() if a is not moving[0][0]}, form.constant)
     inverse = affine.Affine({ir.position(axis): 1}, 0).minus(rest).times(sign)
     return other, inverse.node()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import algebra, ir
-from .algebra import ZERO, factors, product, substitute
-from .plan import Compute, Contract, Edge, Fold, Index, Load, Local, Origin, Statement, index, origin
+from .algebra import ONE, ZERO, factors, product, substitute
+from .plan import Compute, Contract, Edge, Fold, Index, Load, Local, Origin, Rename, Statement, index, origin
 from .structure import operand_axes, scatter_axis
 from .tasks import NotFused
 
@@ -83,6 +83,14 @@ class Values:
                 replacement[n] = ir.make(ir.Input, n.axes, n.kind, self.context.stored[n])
                 if isinstance(n, ir.Reduce) and scatter_axis(n) is not None:
                     self.sparse.add(replacement[n])
+        below = {r.args[1]: r for r in self.read if isinstance(r, ir.Pointwise) and r.op == "div" and r.args[0] is ONE}
+        for n in ir.topological([node]) if below else ():
+            match n:
+                case ir.Pointwise(op="div", args=(a, b)) if b in below and n not in replacement:  # a * (1 / b), where 1 / b is stored
+                    stored = ir.make(ir.Input, b.axes, "real", self.context.stored[below[b]])
+                    replacement[n] = ir.pointwise("mul", substitute(a, replacement), stored)
+                case _:
+                    pass
         return substitute(node, replacement)
 
     def _place(self, node: ir.Node) -> Scope:
@@ -100,11 +108,14 @@ class Values:
         match node:
             case ir.Input(name=name):
                 self._load(node, self.context.stored.get(node, name), ())
-            case ir.Read(x=ir.Input() as x, at=at):
+            case ir.Read(x=ir.Input() as x, at=at) if not self._held(x):
                 moved = tuple((a, algebra_index(e, a)) for a, e in at)
                 for _, e in moved:
                     self._emit(e)
                 self._load(node, self.context.stored.get(x, x.name), moved)
+            case ir.Read(x=x, at=at) if all(isinstance(e, Index) for _, e in at):
+                self._emit(x)
+                self._append(node, Rename(node, x, tuple((a, e.axis) for a, e in at if isinstance(e, Index))))
             case ir.Pointwise(args=args):
                 for a in args:
                     self._emit(a)
@@ -113,6 +124,10 @@ class Values:
                 self._emit_fold(node)
             case _:
                 raise NotFused(f"{type(node).__name__.lower()} over {', '.join(node.axes)} inside a kernel")
+
+    def _held(self, x: ir.Input) -> bool:
+        """Whether a value with the form of an input is on chip only."""
+        return any(x in s.done for s in self.scopes) and x not in self.context.stored and x.name not in self.context.layout
 
     def _append(self, node: ir.Node, statement: Statement) -> None:
         scope = self._place(node)

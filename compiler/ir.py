@@ -113,6 +113,53 @@ class StateValue(Node):
     version: int
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Recurrence(Node):
+    """States stepping together; ``operands`` are what the leaves of the body stand for. Its results are ``Result`` nodes."""
+
+    body: Body
+    operands: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Result(Node):
+    """A result of a recurrence, by name: a value of every step, a total over the steps, a final value or a checkpoint of a state."""
+
+    recurrence: Node
+    name: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Carry:
+    """A state of a body: ``start`` (None: 0) has no time axes, ``next`` is its value after a step in terms of those before it."""
+
+    name: str
+    axes: tuple[str, ...]
+    start: Node | None
+    next: Node
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Body:
+    """What the steps of a recurrence compute.
+
+    Its expressions are made of ``leaves`` (inputs that stand for the operands, in their order), positions, and ``StateValue`` of
+    version 0: the states before a step. ``values`` are results of every step, ``totals`` sums over all steps and some of their axes.
+    A body that runs backwards may need the states of the steps that it undoes: these are ``replayed`` from ``checkpoints``, leaves by
+    state. ``parallel`` axes only index: no step sums over them, and every state has them.
+    """
+
+    along: tuple[str, ...]
+    reverse: bool
+    states: tuple[Carry, ...]
+    values: tuple[tuple[str, Node], ...]
+    totals: tuple[tuple[str, Node, tuple[str, ...]], ...]
+    leaves: tuple[Input, ...]
+    parallel: frozenset[str]
+    replayed: tuple[Carry, ...] = ()
+    checkpoints: tuple[tuple[str, Input], ...] = ()
+
+
 DERIVED_POINTWISE = {
     "expdiff": 2,  # exp(x - y), and 0 where x is -inf, whatever y is: a softmax weight from a score and an lse
 }
@@ -169,6 +216,10 @@ def children(node: Node) -> tuple[Node, ...]:
             return (x, *(e for _, e in at))
         case Select(x=x, k=k, where=where):
             return (x, k) if where is None else (x, k, where)
+        case Recurrence(operands=operands):
+            return operands
+        case Result(recurrence=recurrence):
+            return (recurrence,)
         case _:
             return ()
 
@@ -253,6 +304,19 @@ def read(x: Node, at: Iterable[tuple[str, Node]]) -> Node:
     at = tuple(sorted(at, key=lambda pair: pair[0]))
     axes = (set(x.axes) - {a for a, _ in at}) | set(union(e for _, e in at))
     return make(Read, axes, x.kind, x, at)
+
+
+def recurrence(body: Body, operands: Iterable[Node]) -> Recurrence:
+    return make(Recurrence, (), "real", body, tuple(operands))
+
+
+def result(of: Node, name: str, axes: Iterable[str]) -> Result:
+    return make(Result, axes, "real", of, name)
+
+
+def state_before(name: str, axes: Iterable[str]) -> StateValue:
+    """A state before a step, with its time axes."""
+    return make(StateValue, axes, "real", name, 0)
 
 
 def select(over: Iterable[str], x: Node, k: Node, where: Node | None) -> Node:

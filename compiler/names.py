@@ -7,7 +7,23 @@ import re
 from typing import TYPE_CHECKING
 
 from . import ir
-from .plan import Accumulate, Advance, Begin, Compute, Contract, Fold, Index, Load, Local, Plan, Scatter, Store, inner_statements
+from .plan import (
+    Accumulate,
+    Advance,
+    Assign,
+    Begin,
+    Compute,
+    Contract,
+    Fold,
+    Index,
+    Load,
+    Local,
+    Plan,
+    Rename,
+    Scatter,
+    Store,
+    inner_statements,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,9 +57,9 @@ def name_nodes(plan: Plan, graph: ir.Graph) -> None:
 
 def _made(s: object) -> Iterable[ir.Node]:
     match s:
-        case Load(node=n) | Compute(node=n) | Contract(node=n) | Fold(node=n):
+        case Load(node=n) | Compute(node=n) | Contract(node=n) | Fold(node=n) | Rename(node=n):
             yield n
-        case Begin(local=n) | Accumulate(local=n) | Scatter(local=n):
+        case Begin(local=n) | Accumulate(local=n) | Scatter(local=n) | Assign(local=n):
             yield n
         case Advance(local=n, rescale=r):
             yield n

@@ -19,7 +19,8 @@ from .exchange import exchange_contractions, split_sums
 from .names import name_nodes
 from .outside import split_outside
 from .plan import Buffer, Dtype, Kernel, Plan
-from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table
+from .recurrence import make_recurrences
+from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table, ordered
 from .tasks import Group, NotFused, Planner, Task, group_tasks, merge_sums, nest_sums
 from .verify import verify
 
@@ -86,7 +87,7 @@ class Lowered:
         return self._backward[wanted]
 
 
-PASSES = ("build", "outside", "canonicalise", "differentiate", "exchange", "schedule")
+PASSES = ("build", "recur", "outside", "canonicalise", "differentiate", "exchange", "schedule")
 
 
 def lower(graph: ir.Graph, target: Target, hints: Hints) -> Lowered:
@@ -99,12 +100,14 @@ def lower(graph: ir.Graph, target: Target, hints: Hints) -> Lowered:
 
 def _lower(lowered: Lowered) -> None:
     graph, hints = lowered.graph, lowered.hints
-    lowered.passes["build"] = dict(graph.outputs)
-    outputs, lowered.outside, lowered.reasons = split_outside(graph)
+    lowered.passes["build"] = lowered.passes["recur"] = dict(graph.outputs)
+    constants: dict[ir.Node, ir.Node] = {ir.make(ir.Param, (), _kind(value), name): ir.const(value) for name, value in hints.params}
+    stepped, refused = _recur(lowered, constants)
+    outputs, lowered.outside, reasons = split_outside(stepped)
+    lowered.reasons = [*refused, *reasons]
     lowered.passes["outside"] = outputs
     if outputs is None:
         return
-    constants: dict[ir.Node, ir.Node] = {ir.make(ir.Param, (), _kind(value), name): ir.const(value) for name, value in hints.params}
     outputs = {name: substitute(node, constants) for name, node in outputs.items()}
     became: dict[ir.Node, ir.Node] = {}
     outputs = split_sums(canonicalise(outputs, became))
@@ -117,6 +120,36 @@ def _lower(lowered: Lowered) -> None:
         lowered.reasons.append(str(error))
         lowered.fused = None
         lowered.forward = None
+
+
+def _recur(lowered: Lowered, constants: dict[ir.Node, ir.Node]) -> tuple[ir.Graph, list[str]]:
+    """The graph with its states as recurrences; as it was, and why, where they are none."""
+    graph = lowered.graph
+    if not graph.states:
+        return graph, []
+
+    def prepared(node: ir.Node) -> ir.Node:
+        return canonicalise({"": substitute(node, constants)})[""]
+
+    states = {
+        name: ir.State(
+            name,
+            s.axes,
+            s.along,
+            s.reverse,
+            None if s.init is None else prepared(s.init),
+            tuple(prepared(u) for u in s.updates),
+            None if s.where is None else prepared(s.where),
+        )
+        for name, s in graph.states.items()
+    }
+    outputs = {name: prepared(node) for name, node in graph.outputs.items()}
+    try:
+        made = make_recurrences(ir.Graph(graph.kernel, outputs, states), outputs)
+    except NotFused as error:
+        return graph, [str(error)]
+    lowered.passes["recur"] = made
+    return ir.Graph(graph.kernel, made, {}, graph.names, graph.spans), []
 
 
 def _carry(notes: dict[ir.Node, T], constants: dict[ir.Node, ir.Node], became: dict[ir.Node, ir.Node]) -> dict[ir.Node, T]:
@@ -176,11 +209,16 @@ def _output_axes(lowered: Lowered, name: str) -> tuple[str, ...]:
 def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     """The forward plan, with what the backward of all inputs will read saved."""
     structure = analyse(lowered.graph.kernel, outputs, outputs, dict(lowered.hints.extents))
-    sweeps = [n for n in ir.topological(outputs.values()) if structure.is_sweep(n)]
+    sweeps: list[ir.Node] = [n for n in ir.topological(outputs.values()) if structure.is_sweep(n)]
     layout = {n: structure.sort(n.axes) for n in sweeps}
     for name, node in outputs.items():
         if node in layout and set(_output_axes(lowered, name)) == set(node.axes):
             layout[node] = _output_axes(lowered, name)
+    steps = {n for n in ir.topological(outputs.values()) if isinstance(n, ir.Recurrence)}
+    kept = [n for n in ir.topological(lowered._gradient_nodes.values()) if isinstance(n, ir.Result) and n.recurrence in steps]
+    order = ordered(lowered.graph.kernel)
+    layout |= {n: tuple(sorted(order.sort(n.axes), key=lambda a: not a.endswith(".segment"))) for n in kept}
+    sweeps += kept
     by_node = {node: name for name, node in reversed(outputs.items())}
     candidates: dict[ir.Node, Buffer] = {}
     for n in sweeps:
@@ -190,7 +228,7 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
             candidates[n] = Buffer(by_node[n], layout[n], "input" if n.kind == "real" else dtype, "output")
         else:
             candidates[n] = Buffer(
-                f"saved_{len(candidates)}_{lowered.graph.names.get(n, n.op if isinstance(n, ir.Reduce) else 'value')}",
+                f"saved_{len(candidates)}_{lowered.graph.names.get(n, _kind_of(n))}",
                 layout[n],
                 dtype,
                 "saved",
@@ -214,6 +252,16 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     lowered.passes["schedule"] = lowered.forward
 
 
+def _kind_of(n: ir.Node) -> str:
+    match n:
+        case ir.Reduce(op=op):
+            return op
+        case ir.Result(name=name):
+            return name
+        case _:
+            return "value"
+
+
 def _declared_dtype(lowered: Lowered, name: str) -> str | None:
     return next(t.dtype for t in lowered.graph.kernel.outputs if t.name == name)
 
@@ -224,30 +272,153 @@ def _plan(
     known: Mapping[ir.Node, Buffer],
     direction: str,
     saved: Mapping[str, Buffer] | None = None,
+) -> Plan:
+    """Nodes (by buffer) -> a plan: rows before each recurrence, its steps, and rows after the last."""
+    assert lowered.fused is not None
+    nodes = ir.topological([*lowered.fused.outputs.values(), *outputs.values()])
+    time = frozenset(a for n in nodes if isinstance(n, ir.Recurrence) for a in n.body.along)
+    work = Work(lowered, direction, _buffers(lowered, outputs, known, direction, saved or {}), time=time)
+    stored: dict[ir.Node, ir.Node] = {n: _stored_as(n, b) for n, b in known.items() if isinstance(n, ir.Result)}
+    left = {name: substitute(node, stored) for name, node in outputs.items()}
+    plain = {n: b for n, b in known.items() if not isinstance(n, ir.Result)}
+    while True:
+        found = next((n for n in ir.topological(left.values()) if isinstance(n, ir.Recurrence)), None)
+        if found is None:
+            break
+        replaced = plan_recurrence(work, found, left, plain)
+        left = {name: substitute(node, replaced) for name, node in left.items()}
+    rest = {name: node for name, node in left.items() if not (isinstance(node, ir.Input) and node.name == name)}
+    forward = lowered.fused.outputs
+    if rest:
+        work.kernels += plan_rows(work, rest, plain, forward if len(rest) == len(outputs) and not work.derived else rest)
+    read = {b for k in work.kernels for b in _touched(k)}
+    buffers = {n: b for n, b in work.buffers.items() if n in read}
+    plan = Plan(lowered.fused, "forward" if direction == "forward" else "backward", buffers, work.kernels, derived=work.derived)
+    verify(plan)
+    name_nodes(plan, lowered.fused)
+    return plan
+
+
+def _stored_as(node: ir.Node, buffer: Buffer) -> ir.Input:
+    return ir.make(ir.Input, node.axes, node.kind, buffer.name)
+
+
+@dataclass(slots=True)
+class Work:
+    """A plan being made."""
+
+    lowered: Lowered
+    direction: str
+    buffers: dict[str, Buffer]
+    kernels: list[Kernel] = field(default_factory=list)
+    derived: dict[str, tuple[str | None, int]] = field(default_factory=dict)
+    time: frozenset[str] = frozenset()
+    """Axes of the steps of recurrences."""
+
+    def temporaries(self) -> int:
+        return sum(b.role == "temporary" for b in self.buffers.values())
+
+
+def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], known: Mapping[ir.Node, Buffer]) -> dict[ir.Node, ir.Node]:
+    """Plans what a recurrence reads and its steps; returns what its results are stored as."""
+    from .adjoint import replay_axis, segment_axis
+    from .emit_steps import SEGMENT, StepBuilder, check_tiles, step_axes
+
+    lowered, body = work.lowered, found.body
+    operands: dict[str, ir.Node] = {}
+    held: dict[ir.Node, str] = {}
+    for leaf, x in zip(body.leaves, found.operands, strict=True):
+        if isinstance(x, ir.Input):
+            held[leaf] = x.name
+        else:
+            held[leaf] = name = f"t{work.temporaries() + 1}"
+            operands[name] = x
+            work.buffers[name] = Buffer(name, x.axes, _operand_dtype(x), "temporary")
+    if operands:
+        work.kernels += plan_rows(work, operands, known, operands)
+    order = ordered(lowered.graph.kernel)
+    results = [n for n in ir.topological(left.values()) if isinstance(n, ir.Result) and n.recurrence is found]
+    segment = segment_axis(body)
+    work.derived |= {segment: (body.along[0], SEGMENT), replay_axis(body): (None, SEGMENT)}
+    places: dict[str, list[str]] = {}
+    replaced: dict[ir.Node, ir.Node] = {}
+    for n in results:
+        targets = [name for name, root in left.items() if root is n and set(work.buffers[name].axes) == set(n.axes)]
+        if not targets:
+            targets = [f"t{work.temporaries() + 1}"]
+            lead = [a for a in (segment,) if a in n.axes]
+            axes = order.sort(a for a in n.axes if a not in lead)
+            work.buffers[targets[0]] = Buffer(targets[0], (*lead, *axes), "float32", "temporary")
+        places[n.name] = targets
+        replaced[n] = ir.make(ir.Input, n.axes, n.kind, targets[0])
+    extents = dict(lowered.hints.extents)
+    stepped = step_axes(found)
+    rows = _step_rows(lowered, body, stepped, order)
+    order.whole = stepped - body.parallel - ({rows[0]} if rows else set())
+    replay: dict[str, str] = {}
+    for c in body.replayed:
+        replay[c.name] = name = f"t{work.temporaries() + 1}"
+        programs = order.sort(body.parallel & set(c.axes) - ({rows[0]} if rows else set()))
+        held_axes = tuple(a for a in c.axes if a not in programs)
+        work.buffers[name] = Buffer(name, (*programs, replay_axis(body), *body.along[1:], *held_axes), "float32", "temporary")
+    check_tiles(found, order.whole, extents)
+    context = _context(lowered, order, held, work.buffers)
+    written = "_".join(b for names in places.values() for b in names)
+    name = f"{work.direction}_{written}" if len(written) < 60 else f"{work.direction}_steps_of_{'_'.join(c.name for c in body.states)}"
+    note = f"steps of {', '.join(c.name for c in body.states)} along {', '.join(body.along)}"
+    work.kernels.append(StepBuilder(context, found, places, replay, rows).build(_unused(name, work), note))
+    return replaced
+
+
+def _unused(name: str, work: Work) -> str:
+    name, taken = name.replace(".", "_"), {k.name for k in work.kernels}
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _operand_dtype(x: ir.Node) -> Dtype:
+    return "float32" if x.kind == "real" else "bool" if x.kind == "bool" else "int32"
+
+
+def _step_rows(lowered: Lowered, body: ir.Body, axes: set[str], order: Structure) -> tuple[str, int] | None:
+    """The parallel axis that a program takes a tile of, where no step couples anything: the one that lies innermost in memory."""
+    if axes - body.parallel or not body.parallel:
+        return None
+    axis = order.sort(body.parallel)[-1]
+    lowered.tiled.add(axis)
+    return axis, 64
+
+
+def plan_rows(
+    work: Work,
+    outputs: dict[str, ir.Node],
+    known: Mapping[ir.Node, Buffer],
+    forward: dict[str, ir.Node],
     separate: bool = True,
     in_memory: bool = True,
-) -> Plan:
-    """Nodes (by buffer) -> a plan. ``separate``: sums that another kernel might take along are tasks of their own; ``in_memory``: long
-    tables are to be added to in memory by such a kernel."""
+) -> list[Kernel]:
+    """Nodes (by buffer) -> kernels that sweep rows. ``separate``: sums that another kernel might take along are tasks of their own;
+    ``in_memory``: long tables are to be added to in memory by such a kernel."""
     from .owned import pair_owned
 
-    assert lowered.fused is not None
+    lowered = work.lowered
     kernel = lowered.graph.kernel
-    forward = lowered.fused.outputs
-    hosts = [b.axes for b in known.values()]
+    hosts = [b.axes for b in (*known.values(), *work.buffers.values())] if work.derived else [b.axes for b in known.values()]
     extents = dict(lowered.hints.extents)
     owns = lowered.target.backend == "c"
     in_memory = in_memory and owns
-    first = analyse(kernel, forward, outputs, extents, hosts, in_memory=in_memory)
+    time = work.time
+    first = analyse(kernel, forward, outputs, extents, hosts, in_memory=in_memory, time=time)
     roots = merge_sums(outputs, first)
-    structure = analyse(kernel, forward, roots, extents, hosts, in_memory=in_memory)
+    structure = analyse(kernel, forward, roots, extents, hosts, in_memory=in_memory, time=time)
     roots = expand_lse(roots, structure)
     roots = nest_sums(roots, structure, shares=lowered.target.backend == "c")
-    structure = analyse(kernel, forward, roots, extents, [*hosts, *structure.shares], in_memory=in_memory)
+    structure = analyse(kernel, forward, roots, extents, [*hosts, *structure.shares], in_memory=in_memory, time=time)
     lowered.by_extent |= structure.by_extent
     _check_whole(lowered, structure)
-    buffers = _buffers(lowered, roots, known, direction, saved or {})
-    planner = Planner(structure, {n: b.name for n, b in known.items()})
+    buffers = dict(work.buffers)
+    planner = Planner(structure, {n: b.name for n, b in known.items()}, work.temporaries())
     for name, node in roots.items():
         planner.add_root(node, name, buffers[name].axes)
     separated = planner.separate() if owns and separate else set()
@@ -263,18 +434,12 @@ def _plan(
     context = _context(lowered, structure, stored, buffers)
     units: list[tuple[Group, Group | None]] = pair_owned(groups, context) if owns else [(g, None) for g in groups]
     along = {t.node for _, extra in units if extra is not None for t in extra.tasks}
-    if separated - along:
-        return _plan(lowered, outputs, known, direction, saved, False, in_memory)  # not taken along: they would only be stored and read
+    if separated - along:  # not taken along: they would only be stored and read
+        return plan_rows(work, outputs, known, forward, False, in_memory)
     if any(is_long_table(s, structure) and s not in along for t in tasks for s in t.sweeps):
-        return _plan(lowered, outputs, known, direction, saved, separate, in_memory=False)
-    kernels = _kernels(units, context, direction)
-    read = {b for k in kernels for b in _touched(k)}
-    plan = Plan(
-        lowered.fused, "forward" if direction == "forward" else "backward", {n: b for n, b in buffers.items() if n in read}, kernels
-    )
-    verify(plan)
-    name_nodes(plan, lowered.fused)
-    return plan
+        return plan_rows(work, outputs, known, forward, separate, in_memory=False)
+    work.buffers.update(buffers)
+    return _kernels(units, context, work.direction)
 
 
 def expand_lse(roots: dict[str, ir.Node], structure: Structure) -> dict[str, ir.Node]:
@@ -322,7 +487,8 @@ def _buffers(
     if direction == "forward":
         for t in kernel.outputs:
             node = roots[t.name]
-            dtype: Dtype = "bool" if node.kind == "bool" else "int64" if node.kind == "int" else "input"
+            real: Dtype = "float32" if t.name in lowered.graph.states and t.dtype is None else "input"
+            dtype: Dtype = "bool" if node.kind == "bool" else "int64" if node.kind == "int" else real
             buffers[t.name] = Buffer(t.name, t.axes, dtype, "output")
         buffers.update(saved)
         return buffers
@@ -362,7 +528,7 @@ def _kernels(units: list[tuple[Group, Group | None]], context: Context, directio
     for group, extra in units:
         written = "_".join(b for t in (*group.tasks, *(extra.tasks if extra else ())) for b in (t.buffer, *t.also))
         name = f"{direction}_{written}" if len(written) < 60 else f"{direction}_{group.tasks[0].buffer}_and_{len(group.tasks) - 1}_more"
-        kernels.append(build_kernel(context, group, name, extra))
+        kernels.append(build_kernel(context, group, name.replace(".", "_"), extra))
     return kernels
 
 

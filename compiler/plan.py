@@ -16,9 +16,12 @@ indices, fixed by the grid or by a loop.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import ir
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Dtype = Literal["input", "float32", "float16", "bfloat16", "int32", "int64", "bool"]
 
@@ -181,12 +184,31 @@ class Scatter:
 
 
 @dataclass(frozen=True, slots=True)
+class Assign:
+    """``local`` <- ``node``, broadcast to its axes: a state takes its next value. Loads and computations before it saw the old one."""
+
+    local: Local
+    node: ir.Node
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """``node`` <- ``x`` with other names for its axes, one for one: element n of ``x`` along a is element n of ``node`` along b, 0 where
+    ``x`` has no such element."""
+
+    node: ir.Node
+    x: ir.Node
+    renamed: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Store:
-    """buffer <- ``node``; elements outside the extent of an axis in ``checked`` are not written."""
+    """buffer <- ``node``; elements outside the extent of an axis in ``checked`` are not written. ``at``: see ``Load``."""
 
     buffer: str
     node: ir.Node
     checked: tuple[str, ...]
+    at: tuple[tuple[str, ir.Node], ...] = ()
 
 
 ONCE = "once?"
@@ -197,7 +219,7 @@ ONCE = "once?"
 class Loop:
     """Over indices ``start <= index < stop`` of ``axis``, ``block`` at a time (None: one at a time, a scalar index).
 
-    ``start`` is rounded down to a multiple of the block."""
+    ``start`` is rounded down to a multiple of the block. ``reverse``: from the last to the first."""
 
     axis: str
     block: int | None
@@ -205,9 +227,10 @@ class Loop:
     stop: ir.Node
     body: tuple[Statement, ...]
     note: str
+    reverse: bool = False
 
 
-Statement = Load | Compute | Contract | Fold | Begin | Advance | Accumulate | Scatter | Store | Loop
+Statement = Load | Compute | Contract | Fold | Begin | Advance | Accumulate | Scatter | Assign | Rename | Store | Loop
 
 
 # Kernels --------------------------------------------------------------------------------------------------------
@@ -239,6 +262,7 @@ class Plan:
     """Kernels in order of launch, with the tensors that they read and write.
 
     ``names`` gives every node of a statement a readable, unique identifier, safe in Python and C; ``lines`` its line in the spec.
+    ``derived`` axes exist in the plan only: their extent is that of an axis divided by a number and rounded up, or the number itself.
     """
 
     graph: ir.Graph
@@ -248,11 +272,23 @@ class Plan:
     names: dict[ir.Node, str] = field(default_factory=dict)
     lines: dict[ir.Node, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    derived: dict[str, tuple[str | None, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         from .show_plan import show_plan
 
         return show_plan(self)
+
+
+def with_derived(extents: Mapping[str, int], derived: Mapping[str, tuple[str | None, int]]) -> dict[str, int]:
+    """Extents of the axes of a call and of those that the plan derives from them."""
+    found = dict(extents)
+    for axis, (base, number) in derived.items():
+        if base is None:
+            found[axis] = number
+        elif base in extents:
+            found[axis] = -(-extents[base] // number)
+    return found
 
 
 def inner_statements(body: tuple[Statement, ...]) -> list[Statement]:

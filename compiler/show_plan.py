@@ -9,6 +9,7 @@ from .plan import (
     ONCE,
     Accumulate,
     Advance,
+    Assign,
     Begin,
     Compute,
     Contract,
@@ -21,6 +22,7 @@ from .plan import (
     Loop,
     Origin,
     Plan,
+    Rename,
     Scatter,
     Statement,
     Store,
@@ -63,7 +65,8 @@ def _body(plan: Plan, body: tuple[Statement, ...], depth: int) -> Iterable[str]:
                 yield from _body(plan, s.body, depth + 2)
             case Loop(axis=axis, block=block, start=start, stop=stop, note=note):
                 by = f" by {block}" if block else ""
-                yield f"{pad}for {axis} from {text(plan, start)} to {text(plan, stop)}{by}:  # {note}"
+                way = f"{text(plan, stop)} down to {text(plan, start)}" if s.reverse else f"{text(plan, start)} to {text(plan, stop)}"
+                yield f"{pad}for {axis} from {way}{by}:  # {note}"
                 yield from _body(plan, s.body, depth + 2)
             case Load(node=node, buffer=buffer, at=at):
                 moved = dict(at)
@@ -88,8 +91,13 @@ def _body(plan: Plan, body: tuple[Statement, ...], depth: int) -> Iterable[str]:
                 yield f"{pad}{carried.name} <- {carried.name}{scale} {joined} {op}[{', '.join(over)}] {text(plan, lhs)}{right}"
             case Scatter(local=carried, axis=axis, at=at, x=x):
                 yield f"{pad}{carried.name}[{axis} = {text(plan, at)}] += {text(plan, x)}"
-            case Store(buffer=buffer, node=node):
-                yield f"{pad}{buffer} <- {text(plan, node)}"
+            case Assign(local=carried, node=node):
+                yield f"{pad}{carried.name} <- {text(plan, node)}"
+            case Rename(node=node, x=x, renamed=renamed):
+                yield f"{pad}{_name(plan, node)} <- {text(plan, x)} [{', '.join(f'{a} as {b}' for a, b in renamed)}]"
+            case Store(buffer=buffer, node=node, at=at):
+                place = f"[{', '.join(f'{a} = {text(plan, e)}' for a, e in at)}]" if at else ""
+                yield f"{pad}{buffer}{place} <- {text(plan, node)}"
             case _:
                 assert_never(s)
 

@@ -15,7 +15,7 @@ from . import ir
 from .algebra import conjuncts, factors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from ..dsl.typed import Kernel
 
@@ -70,10 +70,12 @@ def analyse(
     extra_hosts: Iterable[Iterable[str]] = (),
     *,
     in_memory: bool = False,
+    time: Collection[str] = (),
 ) -> Structure:
     """The structure of the graph under ``roots``; ``forward``: the canonical outputs, which the roots are or derive from.
 
     ``in_memory``: tables that are too long for a tile may be added to in memory; else every tile of their axis is a sweep of its own.
+    ``time``: axes of steps, which no tile keeps whole.
     """
     nodes = list(ir.topological([*forward.values(), *roots.values()]))
     inputs = [n for n in nodes if isinstance(n, ir.Input)]
@@ -94,11 +96,19 @@ def analyse(
         if isinstance(n, ir.Reduce) and not found.storable(n.axes) and crossed & set(n.over) and not (n.op == "sum" and n.where is None):
             found.hosts.append(frozenset(n.axes))
     _order(kernel, found)
+    found.pair.update(time)
     for n in nodes:
         if isinstance(n, ir.Reduce) and not found.storable(n.axes):
             found.whole.update(n.over)
     swept = {a for n in ir.topological(forward.values()) if isinstance(n, ir.Reduce) for a in n.over}
     _sweep_axes(nodes, found, extents, swept, in_memory=in_memory)
+    return found
+
+
+def ordered(kernel: Kernel) -> Structure:
+    """A structure that knows nothing but the order of the axes."""
+    found = Structure([], set(), set(), set())
+    _order(kernel, found)
     return found
 
 

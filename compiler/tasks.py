@@ -166,13 +166,13 @@ def pick_tiled(axes: Iterable[str], structure: Structure) -> str:
 class Planner:
     """Finds the tasks of a set of roots."""
 
-    def __init__(self, structure: Structure, available: dict[ir.Node, str]) -> None:
+    def __init__(self, structure: Structure, available: dict[ir.Node, str], temporaries: int = 0) -> None:
         self.structure = structure
         self.available = available
         self.tasks: dict[ir.Node, Task] = {}
         self.spread: list[Task] = []
         """Roots whose value another task with fewer axes has too (a constant gradient)."""
-        self.temporaries = 0
+        self.temporaries = temporaries
 
     def add_root(self, node: ir.Node, buffer: str, axes: Iterable[str]) -> None:
         kept = frozenset(axes) - self.structure.whole

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import ir
-from .plan import Accumulate, Advance, Compute, Contract, Fold, Index, Kernel, Load, Loop, Origin, Plan, Scatter, Statement, Store
+from .plan import Accumulate, Advance, Assign, Compute, Contract, Fold, Index, Kernel, Load, Loop, Origin, Plan, Scatter, Statement, Store
 from .tasks import NotFused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+SUMMARIES = frozenset(("min", "max", "any", "all"))
+"""What a kernel may fold over a tile: the bounds of a mask's data."""
 
 
 def verify(plan: Plan) -> None:
@@ -24,6 +28,8 @@ def _body(kernel: Kernel, body: Iterable[Statement], fixed: set[str], plan: Plan
         if isinstance(s, Loop):
             _body(kernel, s.body, fixed | {s.axis}, plan)
             continue
+        if isinstance(s, Contract | Fold) and set(s.over) & set(kernel.tiled) and (isinstance(s, Contract) or s.op not in SUMMARIES):
+            raise NotFused(f"no schedule yet: kernel {kernel.name} would take a sum over a tile of {', '.join(s.over)} for the whole sum")
         loose = _axes(s, plan) - fixed
         if loose:
             raise NotFused(f"no schedule yet: kernel {kernel.name} would read along {', '.join(sorted(loose))} without a loop over it")
@@ -47,8 +53,11 @@ def _axes(s: Statement, plan: Plan) -> set[str]:
             return {*lhs.axes, *(rhs.axes if rhs is not None else ())}
         case Scatter(at=at, x=x):
             return {*at.axes, *x.axes}
-        case Store(buffer=buffer):
-            return set(plan.buffers[buffer].axes)
+        case Store(buffer=buffer, at=at):
+            moved = {a for a, _ in at}
+            return (set(plan.buffers[buffer].axes) - moved).union(*(_indices(e) for _, e in at))
+        case Assign(node=node):
+            return set(node.axes)
         case _:
             return set()
 

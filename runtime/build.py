@@ -44,6 +44,7 @@ class ProgramRecord:
     entries: tuple[Entry, ...]
     buffers: tuple[Buffer, ...]
     dtypes: tuple[tuple[str, str], ...]
+    derived: tuple[tuple[str, tuple[str | None, int]], ...] = ()
 
 
 def generate(
@@ -56,7 +57,9 @@ def generate(
     specialization = Specialization(concrete, tuple((a, n) for a, n in whole.items() if a in kept), compiled_in)
     module = _print(target, plan, specialization, kernel)
     stem = f"{kernel.name}__{plan.direction}__{digest(module.text)[:8]}"
-    return ProgramRecord(stem, module.backend, module.text, module.entries, tuple(plan.buffers.values()), concrete)
+    return ProgramRecord(
+        stem, module.backend, module.text, module.entries, tuple(plan.buffers.values()), concrete, tuple(plan.derived.items())
+    )
 
 
 def _print(target: str, plan: Plan, specialization: Specialization, kernel: Kernel) -> Module:

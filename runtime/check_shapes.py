@@ -167,14 +167,24 @@ def roles(graph: ir.Graph) -> dict[str, Role]:
     before_last = {dims[-2][0] for dims in ranked if len(dims[-2]) == 1} - leading
     compared = {a for pair in compared_pairs(graph) for a in pair}
     swept |= compared | {a for a, b in read_ties(graph) if b in compared}
+    stepped = {a for s in graph.states.values() for a in s.along}
+    held = {a for s in graph.states.values() for a in s.axes} - compared - stepped
+    always_last = last - {a for dims in ranked for dim in dims[:-1] for a in dim}
     found: dict[str, Role] = {}
     for axis in drawn_axes(graph.kernel):
-        if axis in swept or (axis in positioned and axis not in leading and not (axis in last and axis in summed)):
+        if axis in held:
+            found[axis] = "feature" if axis in last else "batch"
+        elif (axis in swept and not (axis in always_last and axis in summed - compared - stepped)) or (
+            axis in positioned and axis not in leading and not (axis in last and axis in summed)
+        ):
             found[axis] = "sequence"
         elif axis in last:
             found[axis] = "feature"
         else:
             found[axis] = "sequence" if axis in before_last else "batch"
+    for axis, at in read_ties(graph):
+        if axis in held and at in found and axis in found:
+            found[at] = found[axis]  # a state read under another name of its axis
     return found
 
 

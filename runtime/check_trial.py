@@ -224,8 +224,12 @@ class Trial:
         return [replace(f, kind="masked", message=f"{place}: {f.message}") for f in failures]
 
     def _changes_nothing(self, dead: Mapping[str, Tensor]) -> bool:
-        after = self.reference(with_nan(self.inputs, dead), torch.float64)
-        return all(_close(a, b) for (_, a), (_, b) in zip(self.exact.items(), after.items(), strict=True))
+        """NaN alone, too: an infinity that changes nothing may be a limit (a decay that forgets everything), and is then read."""
+        for infinities in (False, True):
+            after = self.reference(with_nan(self.inputs, dead, infinities=infinities), torch.float64)
+            if not all(_close(a, b) for (_, a), (_, b) in zip(self.exact.items(), after.items(), strict=True)):
+                return False
+        return True
 
     def alone(self, first: Values) -> list[Failure]:
         """One sample of a batch, called by itself, gives the same bits as within the batch."""

@@ -229,11 +229,12 @@ def dead_slices(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def with_nan(inputs: Inputs, where: Mapping[str, Tensor]) -> Inputs:
-    """The inputs with NaN and infinities at some places; others keep their strides."""
+def with_nan(inputs: Inputs, where: Mapping[str, Tensor], *, infinities: bool = True) -> Inputs:
+    """The inputs with NaN and, at every other place, infinities at some places; others keep their strides."""
     tensors = dict(inputs.tensors)
     for name, mask in where.items():
         poison = torch.full_like(tensors[name], float("nan"), memory_format=torch.contiguous_format)
-        poison.view(-1)[1::2] = float("inf")
+        if infinities:
+            poison.view(-1)[1::2] = float("inf")
         tensors[name] = torch.where(mask.to(poison.device), poison, tensors[name])
     return Inputs(tensors, inputs.params, inputs.extents, inputs.origin)

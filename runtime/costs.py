@@ -18,6 +18,7 @@ from ..compiler import ir
 from ..compiler.plan import (
     Accumulate,
     Advance,
+    Assign,
     Begin,
     Compute,
     Contract,
@@ -29,10 +30,12 @@ from ..compiler.plan import (
     Loop,
     Origin,
     Plan,
+    Rename,
     Scatter,
     Statement,
     Store,
     inner_statements,
+    with_derived,
 )
 
 Number = bool | int | float
@@ -75,12 +78,14 @@ class KernelCost:
 
 def plan_cost(plan: Plan, extents: Mapping[str, int], params: Mapping[str, Number], dtype: str) -> list[KernelCost]:
     """The cost of every kernel of a plan, all axes at their origin 0."""
+    extents = with_derived(extents, plan.derived)
     return [_Counting(plan, kernel, extents, params, dtype).total() for kernel in plan.kernels]
 
 
 def buffer_bytes(plan: Plan, name: str, extents: Mapping[str, int], dtype: str) -> int:
     """The size of a buffer of a plan."""
     buffer = plan.buffers[name]
+    extents = with_derived(extents, plan.derived)
     return math.prod(extents[a] for a in buffer.axes) * BYTES[dtype if buffer.dtype == "input" else buffer.dtype]
 
 
@@ -214,7 +219,7 @@ class _Counting:
                 return Cost(products=2 * self._elements(lhs.axes, rhs.axes))
             case Scatter(x=x):
                 return Cost(other=self._elements(x.axes))
-            case Begin() | Loop():
+            case Begin() | Loop() | Assign() | Rename():
                 return Cost()
             case Accumulate():
                 raise AssertionError("rhs is a node or None")

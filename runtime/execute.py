@@ -21,7 +21,6 @@ __all__ = ["execute", "traced_call"]
 ASKED = "backend='reference' was asked for"
 FLOAT64 = "the inputs are float64, and generated kernels compute in float32"
 NO_INPUTS = "there is no input whose device it could run on"
-STATES = "initial and final values of states run as PyTorch so far"
 
 
 def execute(call: Call, tracing: bool = False) -> list[Tensor]:
@@ -34,6 +33,8 @@ def execute(call: Call, tracing: bool = False) -> list[Tensor]:
         refuse_transforms(call.kernel.name, call.inputs.values())
         tracing = tracing or operators.is_recording(call.inputs.values())
     call = cast_operands(call)
+    if (call.initial or call.return_final) and call.backend != "reference":
+        return _execute_stateful(call, watched, tracing)
     variant = _choose(call)
     if isinstance(variant, Unfused):
         if call.strict:
@@ -46,10 +47,24 @@ def execute(call: Call, tracing: bool = False) -> list[Tensor]:
     return _run_fused(call, variant, watched, tracing)
 
 
+def _execute_stateful(call: Call, watched: bool, tracing: bool) -> list[Tensor]:
+    """A call that passes states in or out: a call of another kernel, if that is fused."""
+    from .stateful import with_states
+
+    other = with_states(call)
+    variant = _choose(other)
+    reasons = variant.reasons
+    if call.strict and (reasons or isinstance(variant, Unfused)):
+        raise errors.NotFused(call.kernel.name, reasons)
+    if isinstance(variant, Unfused) or 0 in call.bound.extents.values():
+        return _run_reference(call, tracing)
+    return _run_fused(other, variant, watched, tracing)
+
+
 def _choose(call: Call) -> Variant | Unfused:
     """The generated kernels for a call, or why there are none."""
     known = call.bound.variants.get(call.backend)
-    if known is not None and not call.initial and not call.return_final:
+    if known is not None:
         return known
     if call.backend == "reference":
         return Unfused((ASKED,))
@@ -57,8 +72,6 @@ def _choose(call: Call) -> Variant | Unfused:
         return Unfused((NO_INPUTS,))
     if call.bound.promoted == torch.float64:
         return Unfused((FLOAT64,))
-    if call.initial or call.return_final:
-        return Unfused((STATES,))
     target = choose_target(call)
     if isinstance(target, Unavailable):
         return Unfused((target.why,))

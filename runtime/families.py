@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .stateful import StatefulKernel
     from .variants import Chosen, Unfused, Variant
 
 
@@ -15,6 +16,8 @@ class Families:
 
     def __init__(self) -> None:
         self.found: dict[Chosen, list[Variant | Unfused]] = {}
+        self.stateful: dict[tuple[tuple[str, ...], bool], StatefulKernel] = {}
+        """The kernel with states as inputs and outputs, by which go in and whether they come out."""
         self._lock = threading.RLock()
         self._owner = os.getpid()
 

@@ -77,6 +77,10 @@ class Kernel:
         self._tuple = namedtuple(f"{head.name}_outputs", head.outputs, rename=True) if len(head.outputs) > 1 else None
         KERNELS[self.key] = self
 
+    def header(self) -> Header:
+        """What is said about the kernel without its equations."""
+        return self._head
+
     @property
     def spec(self) -> typed.Spec:
         """The whole file that the kernel comes from."""

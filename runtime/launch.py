@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..codegen.source import Entry
-from ..compiler.plan import Buffer
+from ..compiler.plan import Buffer, with_derived
 from .build import BUFFER_DTYPES, Launch, ProgramRecord, load_program
 
 Dims = tuple[tuple[str, ...], ...]
@@ -82,9 +82,10 @@ class Program:
 
     def made_shape(self, name: str, extents: Mapping[str, int]) -> Shape:
         """The shape of what is allocated for a buffer, in its declared dimensions."""
-        return dims_shape(self._dims[name], extents)
+        return dims_shape(self._dims[name], with_derived(extents, dict(self.record.derived)))
 
     def _prepare(self, extents: Mapping[str, int], given: Sequence[Tensor]) -> Prepared:
+        extents = with_derived(extents, dict(self.record.derived))
         strides = {name: axis_strides(t, self._dims[name], extents) for name, t in zip(self.given, given, strict=True)}
         strides.update((name, contiguous_strides(self.buffers[name], extents)) for name in self.made)
         make = self._launch_c if self.record.backend == "c" else self._launch_triton

@@ -208,6 +208,8 @@ def concrete_dtypes(kernel: Kernel, chosen: Chosen, lowered: Lowered) -> dict[st
     for tensor in kernel.typed.outputs:
         if tensor.dtype is not None:
             found[tensor.name] = "int64" if tensor.dtype == "int" else tensor.dtype
+        elif tensor.name in kernel.graph.states:
+            found[tensor.name] = "float32"
         if tensor.name in lowered.cotangents:
             found[lowered.cotangents[tensor.name]] = found.get(tensor.name, chosen.promoted)
     found.update((buffer, found[name]) for name, buffer in lowered.gradients.items())

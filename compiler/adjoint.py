@@ -1,0 +1,73 @@
+"""The adjoint of a recurrence: a recurrence backwards.
+
+With S' = f(S, x) and y = g(S, x) at every step, the adjoint carries dS from the last step to the first:
+dS = (df/dS)^T dS' + (dg/dS)^T dy, and gives dx = (df/dx)^T dS' + (dg/dx)^T dy of every step. Where it needs S, it replays the
+forward steps from checkpoints. A linear recurrence has an adjoint of its own class.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import ir
+from .algebra import ZERO, substitute
+from .recurrence import Carver
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+
+def adjoint_recurrence(
+    forward: ir.Recurrence, cotangents: Mapping[str, ir.Node], reach: Collection[ir.Node]
+) -> Iterable[tuple[ir.Node, ir.Node]]:
+    """(operand, its adjoint) for the operands of a recurrence in ``reach``, given cotangents of its results by name."""
+    from .autodiff import NoDerivative, pull_back
+
+    body = forward.body
+    if body.totals or body.replayed:
+        raise NoDerivative(forward, "the adjoint of a recurrence has no derivative of its own")
+    given: dict[ir.Node, ir.Node] = dict(zip(body.leaves, forward.operands, strict=True))
+
+    def outer(node: ir.Node) -> ir.Node:
+        return substitute(node, {leaf: x for leaf, x in given.items() if leaf is not x})
+
+    states = {c.name: ir.state_before(c.name, (*c.axes, *body.along)) for c in body.states}
+    names = {c.name: f"d_{c.name}" for c in body.states}
+    adjoints = {c.name: ir.state_before(names[c.name], (*c.axes, *body.along)) for c in body.states}
+    steps = {c.name: outer(c.next) for c in body.states}
+    pairs: list[tuple[ir.Node, ir.Node]] = [(steps[c.name], adjoints[c.name]) for c in body.states]
+    pairs += [(outer(node), cotangents[name]) for name, node in body.values if name in cotangents]
+    operands = [x for x in forward.operands if x in reach and x.kind == "real"]
+    found = pull_back(pairs, [*states.values(), *operands])
+    replayed = tuple(ir.Carry(c.name, c.axes, None, steps[c.name]) for c in body.states)
+    carries = tuple(
+        ir.Carry(names[c.name], c.axes, cotangents.get(f"final_{c.name}"), found.get(states[c.name], ZERO)) for c in body.states
+    )
+    roots = {str(n): found[x] for n, x in enumerate(operands) if x in found}
+    used = {
+        n.name for node in (*roots.values(), *(c.next for c in carries)) for n in ir.topological([node]) if isinstance(n, ir.StateValue)
+    }
+    needed = bool(used & set(states))
+    checkpoints = {c.name: ir.result(forward, f"checkpoint_{c.name}", {*c.axes, segment_axis(body)}) for c in body.states} if needed else {}
+    outputs = [x.axes for x in ir.topological([*forward.operands, *cotangents.values()]) if isinstance(x, ir.Input)]
+    outputs += [node.axes for _, node in body.values]
+    started = {c.name: c.start for c in body.states if c.start is not None}
+    carver = Carver(body.along, not body.reverse, carries, outputs, replayed if needed else (), checkpoints, body.parallel)
+    carved = carver.carve(roots, {names[s] for s in started})
+    for n, x in enumerate(operands):
+        if str(n) in carved.roots:
+            yield x, carved.roots[str(n)]
+    for s, start in started.items():
+        for leaf, adjoint in pull_back([(outer(start), carved.finals[names[s]])], operands).items():
+            if leaf in operands:
+                yield leaf, adjoint
+
+
+def segment_axis(body: ir.Body) -> str:
+    """The axis of checkpoints: one for every so many steps of the outer time axis. No axis of a spec has such a name."""
+    return f"{body.along[0]}.segment"
+
+
+def replay_axis(body: ir.Body) -> str:
+    """The axis of the states that are replayed within a segment."""
+    return f"{body.along[0]}.replay"

@@ -1,0 +1,441 @@
+"""Pass: states become recurrences, nodes of the graph like any other.
+
+Before: o = sum[d](q * S) with a state S and its updates. After: o is a result of a ``Recurrence`` whose body holds the step. What a
+step computes and nothing else can (it depends on the states) is inside; what reads a value at other steps, or sums over them, is
+outside and reads what the recurrence stores of every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import ir
+from .algebra import ZERO, conjuncts, factors, product, reduce_sum, substitute, where, with_children
+from .online import distribute
+from .tasks import NotFused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Roots = dict[str, ir.Node]
+
+
+def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
+    """The outputs of a graph with its states as recurrences. Raises NotFused where a step is none."""
+    states = dict(graph.states)
+    if not any(isinstance(n, ir.StateValue) for n in ir.topological(outputs.values())):
+        return outputs
+    expand = _Versions(graph)
+    finals = {name: _final_of(graph, name, node) for name, node in outputs.items()}
+    roots = {name: _last_step(graph, name, expand(node)) for name, node in outputs.items() if finals[name] is None}
+    needed = _needed(graph, [*outputs.values()])
+    roots = {name: _apart(graph, node) for name, node in roots.items()}
+    groups: dict[tuple[tuple[str, ...], bool], list[ir.Carry]] = {}
+    for name in states:
+        if name in needed:
+            s = states[name]
+            start = None if s.init is None else expand(s.init)
+            groups.setdefault((s.along, s.reverse), []).append(ir.Carry(name, s.axes, start, expand.version(name, len(s.updates))))
+    for (along, _), carries in groups.items():
+        for c in carries:
+            for n in ir.topological([c.next]):
+                positions = {p.axis for p in ir.topological([n]) if isinstance(p, ir.Position)} if n.kind == "bool" else set()
+                if positions & set(along) and positions & set(c.axes):
+                    raise NotFused(f"the state {c.name} compares positions of steps with its own, a key for every position")
+    ended: dict[str, ir.Node] = {}
+    while groups:
+        key, carries = _next_group(groups)
+        del groups[key]
+        waiting = {f"{c.name} of {n}": c for n, cs in enumerate(groups.values()) for c in cs}
+        everything = roots | {name: c.next for name, c in waiting.items()}
+        everything |= {f"start {name}": c.start for name, c in waiting.items() if c.start is not None}
+        wanted = {f for f in finals.values() if f in {c.name for c in carries}}
+        carver = Carver(key[0], key[1], tuple(carries), _shapes(graph, outputs), inner=_features(graph, key[0]))
+        carved = carver.carve(everything, wanted)
+        ended |= carved.finals
+        roots = {name: carved.roots[name] for name in roots}
+        groups = {
+            k: [ir.Carry(c.name, c.axes, carved.roots.get(f"start {c.name} of {n}"), carved.roots[f"{c.name} of {n}"]) for c in cs]
+            for n, (k, cs) in enumerate(groups.items())
+        }
+    return {name: roots[name] if final is None else ended[final] for name, final in finals.items()}
+
+
+def _apart(graph: ir.Graph, root: ir.Node) -> ir.Node:
+    """Sums of products with states of several directions, term by term: q * (S + R) is q * S + q * R."""
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological([root]):
+        new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+        if isinstance(new, ir.Reduce) and new.op == "sum":
+            found = {(s.along, s.reverse) for m in ir.topological([new.x]) if isinstance(m, ir.StateValue) for s in [graph.states[m.name]]}
+            new = distribute(new) if len(found) > 1 else new
+        memo[n] = new
+    return memo[root]
+
+
+def _features(graph: ir.Graph, along: tuple[str, ...]) -> frozenset[str]:
+    """The axes that lie innermost in every input with a time axis that has them."""
+    timed = [t.axes for t in graph.kernel.inputs if set(along) & set(t.axes)]
+    return frozenset(a for axes in timed for a in axes[-1:] if all(a not in other or other[-1] == a for other in timed)) - set(along)
+
+
+def _shapes(graph: ir.Graph, outputs: Roots) -> list[tuple[str, ...]]:
+    """The axes of tensors that a call gives or takes."""
+    inputs = [n.axes for n in ir.topological(outputs.values()) if isinstance(n, ir.Input)]
+    return [*inputs, *(t.axes for t in (*graph.kernel.inputs, *graph.kernel.outputs))]
+
+
+def _final_of(graph: ir.Graph, name: str, node: ir.Node) -> str | None:
+    """The state whose final value an output is."""
+    if not isinstance(node, ir.StateValue):
+        return None
+    declared = next(t.axes for t in graph.kernel.outputs if t.name == name)
+    return None if set(graph.states[node.name].along) & set(declared) else node.name
+
+
+def _last_step(graph: ir.Graph, name: str, node: ir.Node) -> ir.Node:
+    """An output without the inner time axis of a state: the value after the last inner step."""
+    original = graph.outputs[name]
+    if not isinstance(original, ir.StateValue):
+        return node
+    state = graph.states[original.name]
+    declared = next(t.axes for t in graph.kernel.outputs if t.name == name)
+    missing = [a for a in state.along if a not in declared]
+    at = [(a, ir.const(0) if state.reverse else ir.pointwise("sub", ir.size(a), ir.const(1))) for a in missing]
+    return ir.read(node, at) if at else node
+
+
+def _needed(graph: ir.Graph, roots: list[ir.Node]) -> set[str]:
+    found: set[str] = set()
+    stack = list(roots)
+    while stack:
+        for n in ir.topological([stack.pop()]):
+            if isinstance(n, ir.StateValue) and n.name not in found:
+                found.add(n.name)
+                s = graph.states[n.name]
+                stack.extend([*s.updates, *(x for x in (s.init, s.where) if x is not None)])
+    return found
+
+
+def _next_group(groups: Mapping[tuple[tuple[str, ...], bool], list[ir.Carry]]) -> tuple[tuple[tuple[str, ...], bool], list[ir.Carry]]:
+    """States whose steps need no state of another group."""
+    for key, carries in groups.items():
+        own = {c.name for c in carries}
+        used = [n for c in carries for x in (c.next, c.start) if x is not None for n in ir.topological([x])]
+        if all(n.name in own for n in used if isinstance(n, ir.StateValue)):
+            return key, carries
+    raise NotFused("states along different axes need each other")
+
+
+class _Versions:
+    """Expressions in terms of states before the step only."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.memo: dict[ir.Node, ir.Node] = {}
+
+    def version(self, name: str, number: int) -> ir.Node:
+        state = self.graph.states[name]
+        node = ir.make(ir.StateValue, (*state.axes, *state.along), "real", name, number)
+        if number == 0:
+            return node
+        if node not in self.memo:
+            before = self.version(name, number - 1)
+            value = self(state.updates[number - 1])
+            self.memo[node] = value if state.where is None else where(self(state.where), value, before)
+        return self.memo[node]
+
+    def __call__(self, root: ir.Node) -> ir.Node:
+        for n in ir.topological([root]):
+            if n not in self.memo:
+                if isinstance(n, ir.StateValue):
+                    self.memo[n] = self.version(n.name, n.version)
+                else:
+                    self.memo[n] = with_children(n, tuple(self.memo[c] for c in ir.children(n)))
+        return self.memo[root]
+
+
+@dataclass(slots=True)
+class Carved:
+    roots: Roots
+    finals: dict[str, ir.Node]
+    """Final values by state."""
+    recurrence: ir.Recurrence | None
+
+
+@dataclass(slots=True)
+class Carver:
+    """Cuts one recurrence out of a graph.
+
+    ``outputs``: axes of tensors that exist anyway; a value of every step may be stored if one of them has its axes. ``replayed``
+    and ``checkpoints`` (nodes by state): see ``ir.Body``.
+    """
+
+    along: tuple[str, ...]
+    reverse: bool
+    states: tuple[ir.Carry, ...]
+    outputs: list[tuple[str, ...]]
+    replayed: tuple[ir.Carry, ...] = ()
+    checkpoints: Mapping[str, ir.Node] = field(default_factory=dict)
+    programs: frozenset[str] | None = None
+    """The parallel axes, where another recurrence has settled them: a sum over them is made of what every program stores."""
+    inner: frozenset[str] = frozenset()
+    """Axes that lie innermost in every input with a time axis that has them: features rather than heads."""
+    inside: set[ir.Node] = field(default_factory=set)
+    after: set[ir.Node] = field(default_factory=set)
+    """What needs results of other steps."""
+    groups: dict[ir.Node, list[ir.Node]] = field(default_factory=dict)
+    """Products as products of values that may be stored."""
+
+    def carve(self, roots: Roots, finals: Iterable[str] = ()) -> Carved:
+        roots = {name: self._by_steps(self._outward(node)) for name, node in roots.items()}
+        steps = [c.next for c in (*self.states, *self.replayed)]
+        order = list(ir.topological([*steps, *roots.values()]))
+        for n in order:
+            self._sort_out(n)
+        if any(s in self.after for s in steps):
+            raise NotFused("a step of a state looks at other steps")
+        values: dict[ir.Node, str] = {}
+        totals: dict[ir.Node, ir.Reduce] = {}
+        for n in order:
+            if n in self.after:
+                for c in ir.children(n):
+                    if c in self.inside:
+                        self._cut(n, c, values, totals)
+        for n in roots.values():
+            if n in self.inside:
+                values.setdefault(n, "")
+        values = {n: f"value_{k}" for k, n in enumerate(values)}
+        body_nodes = [*steps, *values, *(t.x for t in totals.values()), *(c for t in totals.values() for c in conjuncts(t.where))]
+        parallel = self._parallel(body_nodes) if self.programs is None else self.programs
+        leaves, operands, placed = self._leaves([*body_nodes, *(c.start for c in self.states if c.start is not None)])
+        replacement: dict[ir.Node, ir.Node] = placed
+
+        def inner(node: ir.Node) -> ir.Node:
+            return substitute(node, replacement)
+
+        body = ir.Body(
+            self.along,
+            self.reverse,
+            tuple(ir.Carry(c.name, c.axes, None if c.start is None else inner(c.start), inner(c.next)) for c in self.states),
+            tuple((name, inner(n)) for n, name in values.items()),
+            tuple(
+                (f"total_{k}", inner(t.x if t.where is None else where(t.where, t.x, ZERO)), t.over) for k, t in enumerate(totals.values())
+            ),
+            leaves,
+            parallel,
+            tuple(ir.Carry(c.name, c.axes, None, inner(c.next)) for c in self.replayed),
+            tuple((s, leaves[operands.index(n)]) for s, n in self.checkpoints.items()),
+        )
+        made = ir.recurrence(body, operands)
+        became: dict[ir.Node, ir.Node] = {n: ir.result(made, name, n.axes) for n, name in values.items()}
+        for k, (n, t) in enumerate(totals.items()):
+            partial = ir.result(made, f"total_{k}", {*n.axes, *(set(t.over) & parallel)})
+            became[n] = reduce_sum(set(t.over) & parallel, partial) if set(t.over) & parallel else partial
+        ended: dict[str, ir.Node] = {c.name: ir.result(made, f"final_{c.name}", c.axes) for c in self.states if c.name in finals}
+        return Carved({name: substitute(node, became) for name, node in roots.items()}, ended, made)
+
+    def _stateful(self, node: ir.Node) -> bool:
+        return any(self._is_state(n) for n in ir.topological([node]))
+
+    def _is_state(self, n: ir.Node) -> bool:
+        return isinstance(n, ir.StateValue) and n.name in {c.name for c in (*self.states, *self.replayed)}
+
+    def _sort_out(self, n: ir.Node) -> None:
+        """Whether a node is inside the step, after it, or before it."""
+        if self._is_state(n):
+            self.inside.add(n)
+            return
+        below = ir.children(n)
+        if any(c in self.after for c in below) or isinstance(n, ir.StateValue):  # of another recurrence
+            self.after.add(n)
+            return
+        if not any(c in self.inside for c in below):
+            return
+        time = set(self.along)
+        match n:
+            case ir.Pointwise():
+                self.inside.add(n)
+            case ir.Reduce(over=over):
+                (self.after if (time | (self.programs or set())) & set(over) else self.inside).add(n)
+            case ir.Read(x=x, at=at):
+                if any(e in self.inside for _, e in at):
+                    raise NotFused("a step reads at a position computed from a state")
+                if time & {a for a, _ in at}:
+                    self.after.add(n)
+                elif x in self.inside and all(isinstance(e, ir.Position) for _, e in at):
+                    self.inside.add(n)
+                else:
+                    raise NotFused("a step reads a state at other positions than its own")
+            case ir.Scan(axis=axis) if axis in time:
+                self.after.add(n)
+            case ir.Scan(op=op) | ir.Reduce(op=op):
+                raise NotFused(f"a step has a scan ({op}) of what depends on a state")
+            case ir.Select():
+                raise NotFused("a step selects (topk) from what depends on a state")
+            case _:
+                raise NotFused(f"a step has a {type(n).__name__.lower()} of what depends on a state")
+
+    def _storable(self, n: ir.Node) -> bool:
+        return any(set(n.axes) <= set(axes) for axes in self.outputs)
+
+    def _by_steps(self, root: ir.Node) -> ir.Node:
+        """Sums over steps or programs and other axes as sums of what every step of a program sums."""
+        apart = {*self.along, *(self.programs or ())}
+        memo: dict[ir.Node, ir.Node] = {}
+        for n in ir.topological([root]):
+            new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+            if isinstance(new, ir.Reduce) and new.op == "sum" and new.where is not None and self._stateful(new.where):
+                new = ir.reduce("sum", new.over, _restricted(new.x, new.where))
+            match new:
+                case ir.Reduce(op="sum", over=over, x=x, where=None) if set(over) & apart and set(over) - apart:
+                    if self._stateful(x):
+                        new = ir.reduce("sum", set(over) & apart, reduce_sum(set(over) - apart, x))
+                case ir.Reduce(op="sum", over=over, x=x, where=None) if set(self.along) <= set(over) and self._stateful(x):
+                    new = ir.reduce("sum", over, self._grouped(x))
+                case _:
+                    pass
+            memo[n] = new
+        return memo[root]
+
+    def _grouped(self, x: ir.Node) -> ir.Node:
+        """A product that no tensor could hold as a product of as few as possible that one could."""
+        if self._storable(x):
+            return x
+        groups: list[list[ir.Node]] = []
+        for f in factors(x):
+            group = next((g for g in groups if self._together([*g, f])), None)
+            if group is None:
+                groups.append([f])
+            else:
+                group.append(f)
+        result, *others = made = [product(g) for g in groups]
+        for other in others:
+            result = ir.pointwise("mul", result, other)
+        self.groups[result] = made
+        return result
+
+    def _together(self, parts: list[ir.Node]) -> bool:
+        return not any(isinstance(f, ir.Read) for f in parts) and self._storable(product(parts))
+
+    def _cut(self, n: ir.Node, c: ir.Node, values: dict[ir.Node, str], totals: dict[ir.Node, ir.Reduce]) -> None:
+        """``n`` outside needs ``c`` of every step: its factors are stored where that can be, else the sum is made step by step."""
+        if self._storable(c) or (isinstance(n, ir.Reduce) and n.op == "sum" and not set(self.along) <= set(n.over)):
+            values.setdefault(c, "")
+            return
+        match n:
+            case ir.Reduce(op="sum", x=x, where=condition) if c is x and set(self.along) <= set(n.over):
+                if condition is None or condition not in self.inside:
+                    groups = self.groups.get(x, [x])
+                    parts = [_unread(f) for f in groups if f in self.inside]
+                    if len(groups) > 1 and all(self._storable(f) for f in parts):
+                        values.update(dict.fromkeys(parts, ""))
+                        return
+                totals[n] = n
+            case _:
+                raise NotFused(f"a value of every step over {', '.join(c.axes)} would have to be stored")
+
+    def _outward(self, root: ir.Node) -> ir.Node:
+        """Reads of a state at the last inner step move out of sums: q * S[u -> last] is (q * S)[u -> last]."""
+        memo: dict[ir.Node, ir.Node] = {}
+        for n in ir.topological([root]):
+            new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+            memo[n] = self._moved_out(new)
+        return memo[root]
+
+    def _moved_out(self, n: ir.Node) -> ir.Node:
+        match n:
+            case ir.Reduce(op="sum", over=over, x=x, where=None):
+                parts = factors(x)
+                for place, f in enumerate(parts):
+                    if self._reads_step(f) and isinstance(f, ir.Read):
+                        others = parts[:place] + parts[place + 1 :]
+                        read = {a for a, _ in f.at}
+                        taken = {a for _, e in f.at for a in e.axes}
+                        if not any(read & set(o.axes) for o in others) and not taken & set(over):
+                            return ir.read(reduce_sum(over, product([*others, f.x])), f.at)
+            case _:
+                pass
+        return n
+
+    def _reads_step(self, f: ir.Node) -> bool:
+        return isinstance(f, ir.Read) and {a for a, _ in f.at} <= set(self.along) and any(self._is_state(n) for n in ir.topological([f.x]))
+
+    def _parallel(self, nodes: Iterable[ir.Node]) -> frozenset[str]:
+        coupled: set[str] = set()
+        for n in ir.topological(nodes):
+            match n:
+                case ir.Reduce(over=over) if n in self.inside or self._in_step(n):
+                    coupled.update(over)
+                case ir.Read(at=at) if n in self.inside:
+                    coupled.update(a for a, _ in at)
+                    coupled.update(a for _, e in at for a in e.axes)
+                case _:
+                    pass
+        common = frozenset(self.states[0].axes) if self.states else frozenset()
+        for c in (*self.states, *self.replayed):
+            common &= set(c.axes)
+        free = common - coupled
+        if coupled & {a for c in self.states for a in c.axes}:  # else the states are vectors, and any axis is as good
+            free -= self.inner
+        return frozenset(free)
+
+    def _in_step(self, n: ir.Node) -> bool:
+        """Whether something that depends on no state is computed in the step all the same, from the inputs of that step."""
+        match n:
+            case ir.Pointwise() | ir.Param() | ir.Size() | ir.Const() | ir.Position():
+                return True
+            case ir.Reduce(op="sum" | "max" | "min", over=over, x=x):
+                time = set(self.along)
+                given = [i for i in ir.topological(ir.children(n)) if isinstance(i, ir.Input)]
+                simple = all(
+                    isinstance(i, ir.Input | ir.Pointwise | ir.Const | ir.Param | ir.Size | ir.Position) for i in ir.topological([x])
+                )
+                return simple and not time & set(over) and bool(given) and all(time & set(i.axes) for i in given)
+            case ir.Read(x=ir.Input()):
+                return True
+            case _:
+                return False
+
+    def _leaves(self, nodes: Iterable[ir.Node]) -> tuple[tuple[ir.Input, ...], list[ir.Node], dict[ir.Node, ir.Node]]:
+        """(leaves of the body, what they stand for, what to replace in the body's expressions)."""
+        operands: dict[ir.Node, ir.Input] = {}
+        placed: dict[ir.Node, ir.Node] = {}
+        seen: set[ir.Node] = set()
+        stack = [*nodes, *self.checkpoints.values()]
+        while stack:
+            n = stack.pop(0)
+            if n in seen or self._is_state(n):
+                continue
+            seen.add(n)
+            if isinstance(n, ir.Input):
+                operands[n] = n
+            elif isinstance(n, ir.StateValue):
+                raise NotFused(f"a step needs the state {n.name}, which steps along other axes")
+            elif n in self.inside or self._in_step(n):
+                stack.extend(ir.children(n))
+            else:
+                leaf = ir.make(ir.Input, n.axes, n.kind, f"operand {len(placed)}")
+                operands[n] = leaf
+                placed[n] = leaf
+        return tuple(operands.values()), list(operands), placed
+
+
+def _restricted(x: ir.Node, condition: ir.Node) -> ir.Node:
+    """A product that is 0 where the condition fails, as a factor of it says if one has the condition's axes."""
+    parts = factors(x)
+    place = next((n for n, f in enumerate(parts) if set(condition.axes) <= set(f.axes)), None)
+    if place is None:
+        return ir.pointwise("where", condition, x, ZERO)
+    result: ir.Node = ir.pointwise("where", condition, parts[place], ZERO)
+    for f in (*parts[:place], *parts[place + 1 :]):
+        result = ir.pointwise("mul", result, f)
+    return result
+
+
+def _unread(f: ir.Node) -> ir.Node:
+    """What a factor reads along other axes."""
+    while isinstance(f, ir.Read):
+        f = f.x
+    return f
