@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import ir
-from .algebra import ZERO, substitute
+from .algebra import ZERO, factors, product, substitute
 from .recurrence import Carver
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def adjoint_recurrence(
         ir.Carry(names[c.name], c.axes, cotangents.get(f"final_{c.name}"), found.get(states[c.name], ZERO)) for c in body.states
     )
     roots = {str(n): found[x] for n, x in enumerate(operands) if x in found}
+    if any(isinstance(n, ir.Pointwise) and n.op == "where" for n in ir.topological([*steps.values(), *(node for node, _ in pairs)])):
+        roots = {name: _quiet(node) for name, node in roots.items()}
     used = {
         n.name for node in (*roots.values(), *(c.next for c in carries)) for n in ir.topological([node]) if isinstance(n, ir.StateValue)
     }
@@ -61,6 +63,15 @@ def adjoint_recurrence(
         for leaf, adjoint in pull_back([(outer(start), carved.finals[names[s]])], operands).items():
             if leaf in operands:
                 yield leaf, adjoint
+
+
+def _quiet(gradient: ir.Node) -> ir.Node:
+    """0 where nothing comes back, whatever it would be multiplied with: a branch that was not taken may hold anything."""
+    parts = factors(gradient)
+    coming = [f for f in parts if any(isinstance(n, ir.StateValue) for n in ir.topological([f]))]
+    if len(coming) in (0, len(parts)) or set(product(coming).axes) != set(gradient.axes):
+        return gradient
+    return ir.pointwise("where", ir.pointwise("eq", product(coming), ZERO), ZERO, gradient)
 
 
 def segment_axis(body: ir.Body) -> str:

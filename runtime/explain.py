@@ -64,6 +64,8 @@ class Explanation:
     reasons: tuple[str, ...]
     gpu: tuple[dict[str, Any], ...] = ()
     gpu_note: str = ""
+    states: tuple[str, ...] = ()
+    """The class of every state, and why."""
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
@@ -95,7 +97,17 @@ def explain(kernel: Kernel, problem: Problem, target: str = "c", dtype: str = "f
         outside,
         tuple(lowered.reasons),
         *_resources(kernel, target, dtype, problem),
+        _states(lowered),
     )
+
+
+def _states(lowered: Lowered) -> tuple[str, ...]:
+    from ..compiler import ir
+    from ..compiler.classify import classify
+
+    assert lowered.fused is not None
+    found = [n for n in ir.topological(lowered.fused.outputs.values()) if isinstance(n, ir.Recurrence)]
+    return tuple(str(c) for n in found for c in classify(n.body))
 
 
 def _direction(name: str, plan: Plan, problem: Problem, dtype: str) -> Direction:
@@ -110,6 +122,9 @@ def _kind(forward: Direction) -> str:
     swept: dict[str, int] = {}
     for k in forward.kernels:
         swept |= {axis: max(count, swept.get(axis, 0)) for axis, count in k.sweeps.items()}
+    steps = [k.note for k in forward.kernels if k.note.startswith("steps of ")]
+    if steps:
+        return f"recurrence: {'; '.join(steps)}, one after the other"
     if not swept:
         return f"rows, no sweep: {forward.kernels[0].note}" if forward.kernels else "rows"
     count = max(swept.values())
@@ -145,6 +160,7 @@ def _resources(kernel: Kernel, target: str, dtype: str, problem: Problem) -> tup
 def _lines(found: Explanation) -> Iterable[str]:
     yield f"{found.kernel} for {found.target}, {found.dtype}: {found.problem}"
     yield f"class     {found.kind}"
+    yield from (f"state     {text}" for text in found.states)
     for direction in (found.forward, found.backward):
         if direction is not None:
             yield from _direction_lines(direction)
