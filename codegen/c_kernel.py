@@ -153,9 +153,11 @@ class KernelPrinter(Runs):
             del self.starts[loop.axis], self.counts[loop.axis]
 
     def inner_steps(self, steps: list[Step]) -> None:
-        comment = self.last_comment
+        """The steps of a loop. A tile that was made before it is needed again in the next round: none takes its place."""
+        comment, outside = self.last_comment, self.definitions
+        self.definitions = {}
         self.steps(steps)
-        self.last_comment = comment
+        self.last_comment, self.definitions = comment, outside
         self.close()
 
     def limit(self, loop: Loop) -> Text:

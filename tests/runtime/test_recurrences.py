@@ -1,0 +1,158 @@
+"""Recurrences step by step: any length, states in and out of calls, segments of the backward pass, names of one axis."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import weft
+from tests.evidence.library import RECURRENT, kernel
+from weft.compiler.errors import CallError
+from weft.runtime.check import check_kernel, render
+from weft.runtime.kernel import Kernel
+from weft.runtime.problem import Usual, pose
+
+
+def _problem(name: str, length: int, seed: int = 1) -> tuple[Kernel, list[Tensor], dict[str, Tensor], dict[str, object]]:
+    """A kernel with inputs and initial states of its recurrences that need gradients, and its params."""
+    made = kernel(name)
+    problem = pose(made.graph, {}, {}, Usual(length, 8, 2, 2))
+    inputs = [t.requires_grad_() if t.is_floating_point() else t for t in problem.inputs(seed=seed).values()]
+    torch.manual_seed(seed)
+    states = {s.name: torch.rand([problem.extents[a] for a in s.axes]).requires_grad_() for s in made.graph.states.values()}
+    return made, inputs, states, dict(problem.params)
+
+
+def _run(
+    made: Kernel, inputs: list[Tensor], states: dict[str, Tensor], params: dict[str, object], **how: object
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    result, final = made(*inputs, **params, initial=states, return_final=True, **how)
+    return ([result] if isinstance(result, Tensor) else list(result)), final
+
+
+def _gradients(values: list[Tensor], wanted: list[Tensor], seed: int = 3) -> tuple[Tensor | None, ...]:
+    torch.manual_seed(seed)
+    cotangents = [torch.randn(v.shape).to(v.dtype) for v in values]
+    reached = [n for n, v in enumerate(values) if v.requires_grad]
+    return torch.autograd.grad([values[n] for n in reached], wanted, [cotangents[n] for n in reached], allow_unused=True)
+
+
+def _scale(x: Tensor) -> float:
+    return float(x.detach().square().mean().sqrt()) + 1e-6
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_fused_whole_in_both_directions_in_bfloat16(name: str) -> None:
+    report = check_kernel(kernel(name), backend="c", dtypes=("bfloat16",), trials=1, quick=True)
+    assert report.passed, render(report)
+    assert report.status == "passed"
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_states_go_in_and_come_out_with_their_gradients(name: str) -> None:
+    made, inputs, states, params = _problem(name, 37)
+    if not states:
+        pytest.skip("no states")
+    found, final = _run(made, inputs, states, params, strict=not made.lowered("c").outside)
+    wanted = [t for t in (*inputs, *states.values()) if t.requires_grad]
+    doubles = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in inputs]
+    began = {n: t.detach().double().requires_grad_() for n, t in states.items()}
+    expected, ended = _run(made, doubles, began, params, backend="reference")
+    for a, b in zip([*found, *final.values()], [*expected, *ended.values()], strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-4, atol=2e-4 * _scale(b))
+    twins = [t for t in (*doubles, *began.values()) if t.requires_grad]
+    pairs = zip(_gradients([*found, *final.values()], wanted), _gradients([*expected, *ended.values()], twins), strict=True)
+    for a, b in pairs:
+        assert (a is None or not a.any()) if b is None else a is not None
+        if a is not None and b is not None:
+            torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3 * _scale(b))
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 31, 32, 33, 63, 64, 65, 97])
+def test_any_length(length: int) -> None:
+    """Segments of the backward pass have 32 steps."""
+    for name in ("gla", "lstm", "gated_delta", "gla_bidirectional"):
+        made, inputs, _, params = _problem(name, length)
+        twins = [t.detach().double().requires_grad_() for t in inputs]
+        (found,) = [made(*inputs, **params, strict=True)] if name != "lstm" else [made(*inputs, **params, strict=True).y]
+        (expected,) = [made.reference(*twins, **params)] if name != "lstm" else [made.reference(*twins, **params).y]
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+        for a, b in zip(_gradients([found], inputs), _gradients([expected], twins), strict=True):
+            assert a is not None and b is not None
+            torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3 * _scale(b), msg=f"{name}, {length}")
+
+
+@pytest.mark.parametrize("name", ["gla", "lstm_np", "mlstm", "rwkv7", "slstm"])
+def test_a_sequence_in_parts_is_the_sequence(name: str) -> None:
+    """Decoding step by step, and any split in between, to float32 rounding."""
+    made, inputs, states, params = _problem(name, 12)
+    times = [t.axes.index("t") if "t" in t.axes else None for t in made.typed.inputs]
+    whole, end = _run(made, inputs, states, params)
+    for parts in ([1] * 12, [5, 7], [4, 1, 7]):
+        now, pieces, begin = states, [], 0
+        for length in parts:
+            some = [t if at is None else t.narrow(at, begin, length) for t, at in zip(inputs, times, strict=True)]
+            result, now = _run(made, some, now, params)
+            pieces.append(result)
+            begin += length
+        for n, output in enumerate(made.typed.outputs):
+            if "t" in output.axes:
+                joined = torch.cat([p[n] for p in pieces], output.axes.index("t"))
+                torch.testing.assert_close(joined, whole[n], rtol=1e-5, atol=1e-5)
+        for s in end:
+            torch.testing.assert_close(now[s], end[s], rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_keeps_states_in_float32() -> None:
+    made, inputs, states, params = _problem("gla", 9)
+    halves = [t.detach().bfloat16().requires_grad_() for t in inputs]
+    found, final = _run(made, halves, states, params, strict=True)
+    assert found[0].dtype == torch.bfloat16
+    assert final["S"].dtype == torch.float32
+    gradients = _gradients([*found, *final.values()], [*halves, *states.values()])
+    assert [g.dtype for g in gradients if g is not None] == [torch.bfloat16] * 4 + [torch.float32]
+
+
+def test_two_runs_are_equal_to_the_last_bit() -> None:
+    made, inputs, states, params = _problem("gated_delta", 70)
+    first, second = (_run(made, inputs, states, params, strict=True) for _ in range(2))
+    assert torch.equal(first[0][0], second[0][0])
+    for a, b in zip(_gradients(first[0], inputs), _gradients(second[0], inputs), strict=True):
+        assert a is not None and b is not None and torch.equal(a, b)
+
+
+def test_compiled_as_one_graph() -> None:
+    made, inputs, states, params = _problem("gla", 17)
+
+    def loss(*tensors: Tensor) -> Tensor:
+        result, final = made(*tensors[:-1], initial={"S": tensors[-1]}, return_final=True, **params)
+        return result.square().sum() + final["S"].sum()
+
+    expected = torch.autograd.grad(loss(*inputs, states["S"]), [*inputs, states["S"]])
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for a, b in zip(torch.autograd.grad(compiled(*inputs, states["S"]), [*inputs, states["S"]]), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+SHORTER = '''"""A state read under the name of an axis that is shorter or longer than its own."""
+
+kernel renamed(x[b,t,n], r[m,n]) -> y[b,t,n]:
+    sample r = normal() / sqrt(size(n))
+    state h[b,n] along t
+    h <- tanh(x + sum[m](h[n -> m] * r))
+    y = h
+'''
+
+
+@pytest.mark.parametrize("other", [3, 8, 13])
+def test_a_state_under_another_name_may_be_shorter_or_longer(other: int) -> None:
+    renamed = weft.loads(SHORTER).renamed
+    report = check_kernel(renamed, backend="c", sizes={"n": 8, "m": other}, trials=2, quick=True, strict=True)
+    assert report.passed, render(report)
+
+
+def test_an_initial_value_of_another_shape_is_refused() -> None:
+    made, inputs, _, params = _problem("gla", 5)
+    with pytest.raises(CallError, match="initial value of state 'S'"):
+        made(*inputs, **params, initial={"S": torch.zeros(3, 3)})
