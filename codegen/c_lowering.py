@@ -32,6 +32,7 @@ from ..compiler.plan import (
     Store,
     inner_statements,
     local,
+    read_nodes,
 )
 from .c_diagonal import Diagonals, nodes_of
 from .c_pieces import Copy, Define, Fill, Folded, Gather, Move, Piece, Scale, Space, Spread, Write, all_reads, writes
@@ -113,6 +114,8 @@ class Lowering:
         self.statements = inner_statements(kernel.body)
         self.loads = {s.node: s for s in self.statements if isinstance(s, Load)}
         self.layout = layout
+        self.becomes: dict[ir.Node, Local] = {}
+        """Values that are computed in the place of the carried value they are assigned to."""
         self.diagonals = Diagonals(kernel, self.statements, layout)
         self.defined = {s.node for s in self.statements if isinstance(s, Load | Contract | Fold | Rename)} | set(self.diagonals.kept)
         self.in_place: dict[ir.Node, str] = {s.local: s.buffer for s in self.statements if isinstance(s, Begin) and s.buffer is not None}
@@ -153,6 +156,7 @@ class Lowering:
         """Loads and products go before a run that they do not depend on, and pieces join an earlier run where they can: the
         fewer and longer the runs, the more is fused."""
         result: list[Step] = []
+        self.becomes |= dict(self.next_values(body))
         for statement in body:
             match statement:
                 case Begin(buffer=str()):
@@ -161,6 +165,8 @@ class Lowering:
                     result.append(Sweep(statement, self.steps(inner)))
                 case Rename():
                     self.put_step(result, Alias(statement))
+                case Assign(local=carried, node=node) if self.becomes.get(node) is carried:
+                    pass
                 case Load(node=node) | Compute(node=node) if node in self.diagonals.inner:
                     pass
                 case Load(node=node) | Compute(node=node) if node in self.diagonals.kept:
@@ -177,6 +183,20 @@ class Lowering:
                     for piece in self.pieces(statement):
                         self.put_piece(result, piece)
         return result
+
+    def next_values(self, body: tuple[Statement, ...]) -> Iterator[tuple[ir.Node, Local]]:
+        """The computed values that a carried value takes at the end of a body, where nothing reads its old value after they are made."""
+        place = {s.node: n for n, s in enumerate(body) if isinstance(s, Compute)}
+        for s in body:
+            match s:
+                case Assign(local=carried, node=node) if node in place and node.kind == "real" and self.space(node) == self.space(carried):
+                    later = [t for t in body[place[node] + 1 :] if not (isinstance(t, Assign) and t.local is carried)]
+                    other = any(carried in self.values_in(*read_nodes(t)) for t in later)
+                    twice = sum(isinstance(t, Assign) and (t.node is node or t.local is carried) for t in body) > 1
+                    if not other and not twice and node not in self.diagonals.kept and node not in self.diagonals.inner:
+                        yield node, carried
+                case _:
+                    pass
 
     def diagonal(self, node: ir.Node) -> Diagonal:
         closure = self.diagonals.kept[node]
@@ -273,7 +293,7 @@ class Lowering:
             case Compute(node=node):
                 if node in self.defined:
                     assert isinstance(node, ir.Pointwise)
-                    yield Define(self.space(node), node, self.values_in(*node.args))
+                    yield Define(self.space(node), node, self.values_in(*node.args), self.becomes.get(node))
             case Contract(node=node, lhs=lhs, rhs=rhs, over=over):
                 yield from self.fold(node, "sum", (lhs, rhs), over, False, None)
             case Fold(node=node, op=op, x=x, over=over):

@@ -23,11 +23,12 @@ Space = tuple[str, ...]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Define:
-    """A pointwise value."""
+    """A pointwise value. ``becomes``: the carried value that it is the next value of, and whose place it takes."""
 
     space: Space
     node: ir.Node
     reads: tuple[ir.Node, ...]
+    becomes: Local | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -139,8 +140,8 @@ class Nest:
 def writes(piece: Piece) -> tuple[ir.Node, ...]:
     """The values that a piece sets or changes."""
     match piece:
-        case Define(node=node):
-            return (node,)
+        case Define(node=node, becomes=becomes):
+            return (node,) if becomes is None else (node, becomes)
         case Gather(load=load):
             return (load.node,)
         case Folded(target=target, best=best):

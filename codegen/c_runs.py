@@ -64,7 +64,9 @@ class Runs(Scope):
                     home = tuple(n for n in path if n.axis not in folded)
                 case _:
                     continue
-            if piece not in self.users:
+            if isinstance(piece, Define) and piece.becomes is not None:
+                self.values[node] = [self.carried(piece.becomes)]
+            elif piece not in self.users:
                 self.carried(node)
             elif not self.lowering.space(node) or all(u in paths and paths[u][: len(home)] == home for u in self.users[piece]):
                 self.values[node] = Text(self.names.new(self.name_of(node)), PRIMARY)
@@ -81,6 +83,8 @@ class Runs(Scope):
             definition = self.definitions.get(node)
             if not isinstance(value, list) or definition is None or node.kind != "real":
                 continue
+            if isinstance(definition, Define) and definition.becomes is not None:
+                continue  # it is a carried value by now
             if len(value) == 1 and value[0].axes == piece.space and all(u in before for u in self.users[definition]):
                 del self.definitions[node]
                 return value[0]
@@ -108,7 +112,7 @@ class Runs(Scope):
         for fold in ending:
             self.start_total(fold)
         if nest.innermost:
-            self.simd(nest.axis, members, ending)
+            self.simd(nest.axis, members, [p for p in members if isinstance(p, Folded) and p in self.totals and nest.axis in p.folded])
         relaxed = nest.innermost and all(
             isinstance(p, Define | Fill | Scale | Move | Copy) or (isinstance(p, Folded) and nest.axis not in p.folded) for p in members
         )

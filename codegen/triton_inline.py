@@ -37,30 +37,7 @@ def _takes_expressions(statement: plan.Statement) -> bool:
 
 def _reads(statement: plan.Statement, node: ir.Node, is_obtained: Callable[[ir.Node], bool]) -> int:
     """How often the statement, or what it holds, reads ``node``."""
-    return sum(_occurrences(root, node, is_obtained) for root in read_nodes(statement))
-
-
-def read_nodes(statement: plan.Statement) -> Iterable[ir.Node]:
-    """The roots of the expressions that a statement reads."""
-    match statement:
-        case plan.Load(at=at):
-            return [e for _, e in at]
-        case plan.Compute(node=node):
-            return ir.children(node)
-        case plan.Contract(lhs=lhs, rhs=rhs):
-            return [lhs, rhs]
-        case plan.Store(node=x, at=at):
-            return [x, *(e for _, e in at)]
-        case plan.Fold(x=x) | plan.Advance(score=x) | plan.Assign(node=x) | plan.Rename(x=x):
-            return [x]
-        case plan.Begin():
-            return []
-        case plan.Accumulate(local=local, lhs=lhs, rhs=rhs, rescale=rescale):
-            return [n for n in (local, lhs, rhs, rescale) if n is not None]
-        case plan.Scatter(at=at_node, x=x):
-            return [at_node, x]
-        case plan.Loop(start=start, stop=stop, body=body):
-            return [start, stop, *(n for s in body for n in read_nodes(s))]
+    return sum(_occurrences(root, node, is_obtained) for root in plan.read_nodes(statement))
 
 
 def _occurrences(root: ir.Node, node: ir.Node, is_obtained: Callable[[ir.Node], bool]) -> int:

@@ -299,3 +299,26 @@ def inner_statements(body: tuple[Statement, ...]) -> list[Statement]:
         if isinstance(statement, Loop):
             found.extend(inner_statements(statement.body))
     return found
+
+
+def read_nodes(statement: Statement) -> list[ir.Node]:
+    """The roots of the expressions that a statement reads."""
+    match statement:
+        case Load(at=at):
+            return [e for _, e in at]
+        case Compute(node=node):
+            return list(ir.children(node))
+        case Contract(lhs=lhs, rhs=rhs):
+            return [lhs, rhs]
+        case Store(node=x, at=at):
+            return [x, *(e for _, e in at)]
+        case Fold(x=x) | Advance(score=x) | Assign(node=x) | Rename(x=x):
+            return [x]
+        case Begin():
+            return []
+        case Accumulate(local=local, lhs=lhs, rhs=rhs, rescale=rescale):
+            return [n for n in (local, lhs, rhs, rescale) if n is not None]
+        case Scatter(at=at_node, x=x):
+            return [at_node, x]
+        case Loop(start=start, stop=stop, body=body):
+            return [start, stop, *(n for s in body for n in read_nodes(s))]
