@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from . import algebra, ir
-from .algebra import substitute
+from .algebra import factors, substitute
 from .autodiff import NoDerivative, differentiate
 from .canonicalise import canonicalise
 from .emit import build_kernel
@@ -381,10 +381,32 @@ def _operand_dtype(x: ir.Node) -> Dtype:
     return "float32" if x.kind == "real" else "bool" if x.kind == "bool" else "int32"
 
 
-def _step_rows(lowered: Lowered, body: ir.Body, axes: set[str], order: Structure) -> tuple[str, int] | None:
-    """The parallel axis that a program takes a tile of, where no step couples anything: the one that lies innermost in memory."""
-    if axes - body.parallel or not body.parallel:
+def _shares_weights(body: ir.Body) -> str | None:
+    """A parallel axis that the weights of all contractions of a vector state lack."""
+    if any(len(set(c.axes) - body.parallel) != 1 for c in body.states):
         return None
+    axes = set(body.parallel)
+    found = False
+    for n in ir.topological([c.next for c in body.states]):
+        if isinstance(n, ir.Reduce) and n.op == "sum":
+            weights = [f for f in factors(n.x) if not set(body.along) & set(f.axes) and set(n.over) & set(f.axes)]
+            moving = [f for f in factors(n.x) if set(body.along) & set(f.axes) and set(n.over) & set(f.axes)]
+            if weights and moving:
+                found = True
+                axes -= {a for f in weights for a in f.axes}
+    return min(axes) if found and axes else None
+
+
+def _step_rows(lowered: Lowered, body: ir.Body, axes: set[str], order: Structure) -> tuple[str, int] | None:
+    """The parallel axis that a program takes a tile of: where no step couples anything, the one that lies innermost in memory; where
+    vectors meet weights that every batch shares, the batch, so that they are multiplied as a matrix."""
+    if not body.parallel:
+        return None
+    if axes - body.parallel:
+        shared = _shares_weights(body)
+        if shared is not None:
+            lowered.tiled.add(shared)
+        return None if shared is None else (shared, 8 if lowered.target.backend == "c" else 16)
     axis = order.sort(body.parallel)[-1]
     lowered.tiled.add(axis)
     return axis, 64
