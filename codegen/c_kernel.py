@@ -238,12 +238,30 @@ class KernelPrinter(Runs):
         load = step.load
         self.phase((load.node,))
         at = {axis: self.expressions.show(node) for axis, node in load.at}
+        lies = self.tile_in_memory(step, at)
+        if lies is not None:
+            self.values[load.node] = [lies]
+            return
         tiles = []
         for order in self.tile_orders(step):
             suffix = "" if order == self.lowering.space(load.node) else "_t"
             tiles.append(self.kept_tile(load.node, order, suffix))
             self.copy_tile(load.buffer, tiles[-1], at, self.limits(load, at))
         self.values[load.node] = tiles
+
+    def tile_in_memory(self, step: TileLoad, at: dict[str, Text]) -> Tile | None:
+        """A tile that lies in float memory of ours as it would lie in a copy: rows of whole vectors, one after the other."""
+        load = step.load
+        buffer, space = self.plan.buffers[load.buffer], self.lowering.space(load.node)
+        if buffer.role != "temporary" or self.dtypes[load.buffer] != "float32" or len(space) < 2 or self.limits(load, at):
+            return None
+        whole = all(a in self.kernel.whole and self.extents[a] % PAD == 0 for a in space)
+        if not whole or buffer.axes[len(buffer.axes) - len(space) :] != space or self.tile_orders(step) != [space]:
+            return None
+        tile = Tile(self.names.new(self.name_of(load.node)), space, tuple(self.extents[a] for a in space), "float", load.buffer)
+        base = self.address(load.buffer, at, space).text
+        self.put(f"{tile.pointer} = {tile.cast}({self.buffer(load.buffer)} + {base});")
+        return tile
 
     def copy_tile(self, buffer: str, tile: Tile, at: dict[str, Text], limits: list[str]) -> None:
         function = f"load_{self.dtypes[buffer]}"

@@ -85,6 +85,8 @@ class Runs(Scope):
                 continue
             if isinstance(definition, Define) and definition.becomes is not None:
                 continue  # it is a carried value by now
+            if value[0] not in self.tiles:
+                continue  # it lies in memory
             if len(value) == 1 and value[0].axes == piece.space and all(u in before for u in self.users[definition]):
                 del self.definitions[node]
                 return value[0]

@@ -1,4 +1,4 @@
-"""What weft does, in a few minutes on a CPU: compiles attention variants, checks and times them, and trains with them.
+"""What weft does, in a few minutes on a CPU: compiles attention variants, checks and times them, and trains with two of them and a recurrence.
 
     make demo          # or: python -m examples.demo
 
@@ -36,7 +36,7 @@ ATTENTION = (
     "in_context_blocks", "maxsim", "based", "retention",
 )  # fmt: skip
 TIMED = ("softmax_attention", "full", "sliding_window", "softcap", "kitchen_sink", "sigmoid_attention")
-TRAINED = ("softmax_attention", "kitchen_sink")
+TRAINED = ("softmax_attention", "kitchen_sink", "mlstm")
 PICTURED = ("softmax_attention", "kitchen_sink", "natten2d", "differential", "retention")
 
 console = Console(highlight=False)
@@ -57,7 +57,7 @@ def main(out: Path, steps: int, length: int) -> None:
     passed = check_all(kernels)
     console.rule("3. Time")
     time_some(length)
-    console.rule("4. Train a character-level transformer on the standard library's sources")
+    console.rule("4. Train a character-level model on the standard library's sources")
     train_some(out, steps)
     console.rule("5. Pictures")
     draw_some(out)
@@ -126,7 +126,7 @@ def train_some(out: Path, steps: int) -> None:
     for name, losses in curves.items():
         tail = losses[-10:]
         console.print(f"{name}: loss {losses[0]:.3f} at the first step, {sum(tail) / len(tail):.3f} over the last ten, nats per character")
-    plots.save_curves(curves, out / "loss.png", "Character-level transformer on the Python standard library", "loss, nats per character")
+    plots.save_curves(curves, out / "loss.png", "Character-level models on the Python standard library", "loss, nats per character")
 
 
 def draw_some(out: Path) -> None:

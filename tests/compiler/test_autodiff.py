@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import weft.dsl
+from tests.compiler.unrolled import Unroller
 from tests.specs_sizes import tiny
 from weft.compiler import ir, reference, sampling
 from weft.compiler.algebra import substitute
@@ -101,7 +102,7 @@ def test_derived_gradients_agree_with_autograd(path: Path) -> None:
     for name, buffer in lowered.cotangents.items():
         axes = next(t.axes for t in kernel.outputs if t.name == name)
         given[buffer] = _sorted(cotangents[name], axes, sizes)
-    found = reference.evaluate(ir.Graph(kernel, roots), given, params, sizes)
+    found = reference.evaluate(Unroller().graph(kernel, roots), given, params, sizes)
     for name, grad in zip(wanted, grads, strict=True):
         axes = next(t.axes for t in kernel.inputs if t.name == name)
         want = _sorted(torch.zeros_like(inputs[name]) if grad is None else grad, axes, sizes)

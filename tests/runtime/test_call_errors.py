@@ -33,10 +33,13 @@ kernel blocks(x[(m n)]) -> y[m]:
 
 kernel half(x[n]: float16) -> y[n]:
     y = 2 * x
+
+kernel running(x[b,t]) -> y[b,t]:
+    y = cumsum[t](x)
 """
 
 KERNELS = weft.loads(TEXT, name="bad_calls.weft")
-attend, decay, blocks, half = KERNELS
+attend, decay, blocks, half, running = KERNELS
 
 
 def q() -> torch.Tensor:
@@ -260,10 +263,11 @@ CASES: dict[str, Case] = {
         errors.WrongDtype,
         "decay: 'initial['S']' has dtype int32 but a floating dtype is wanted. Convert it with .float().",
     ),
-    "strict recurrence": (
-        lambda: decay(torch.ones(1, 3, 2), torch.ones(1, 3), initial={"S": torch.ones(1, 2)}, strict=True),
+    "strict scan": (
+        lambda: running(torch.ones(2, 3), strict=True),
         errors.NotFused,
-        "decay: not all of it runs in generated kernels:\n  - initial and final values of states run as PyTorch so far\n"
+        "running: not all of it runs in generated kernels:\n  - y_ runs as PyTorch before the fused part: a scan (cumsum)\n"
+        "  - the kernel runs as the reference: an output rests on a value that no fused class covers\n"
         "Without strict=True that runs as PyTorch.",
     ),
     "strict float64": (

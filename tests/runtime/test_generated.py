@@ -13,7 +13,7 @@ import torch
 import weft
 from weft.runtime import build, errors
 from weft.runtime.variants import Variant
-from weft.specs import gla, softmax_attention
+from weft.specs import softmax_attention, stickbreaking
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,9 +34,9 @@ def test_a_plan_is_made_for_a_backend() -> None:
 
 
 def test_what_is_not_fused_has_reasons() -> None:
-    assert gla.lowered().forward is None
-    with pytest.raises(errors.NotFused, match="a state"):
-        gla.source("c")
+    assert stickbreaking.lowered().forward is None
+    with pytest.raises(errors.NotFused, match="a scan"):
+        stickbreaking.source("c")
 
 
 @pytest.mark.parametrize(("backend", "mark"), [("c", "#include"), ("triton", "@triton.jit")])

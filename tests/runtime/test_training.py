@@ -7,7 +7,7 @@ from examples.train_char_lm import Config, Corpus, train
 SMALL = Config(width=32, heads=2, layers=2, length=48, batch=2, steps=20, warmup=5, characters=50_000)
 
 
-@pytest.mark.parametrize("attention", ["softmax_attention", "kitchen_sink", "sigmoid_attention", "differential"])
+@pytest.mark.parametrize("attention", ["softmax_attention", "kitchen_sink", "sigmoid_attention", "differential", "mlstm"])
 def test_the_first_losses_agree_with_the_reference(attention: str) -> None:
     compiled = train(attention, SMALL, backend="c", progress=False)
     reference = train(attention, SMALL, backend="reference", progress=False)
