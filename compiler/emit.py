@@ -92,6 +92,8 @@ class KernelBuilder(Sweeps):
     def _pick_rows(self, kept: frozenset[str]) -> str | None:
         """The kept axis to tile: one that some operand of the sweeps lacks, so that its tile is used again and again."""
         sweeps = self.group.sweeps
+        if not sweeps and kept and self.context.loops_first:  # nothing is used again: what lies side by side in memory
+            return self.structure.sort(kept)[-1]
         if sweeps and all(self._is_outer(s, kept) for s in sweeps):
             return None
         lacking = {

@@ -359,7 +359,7 @@ def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], 
     for c in body.replayed:
         replay[c.name] = name = f"t{work.temporaries() + 1}"
         programs = order.sort(body.parallel & set(c.axes) - ({rows[0]} if rows else set()))
-        held_axes = tuple(a for a in c.axes if a not in programs)
+        held_axes = order.sort(a for a in c.axes if a not in programs)  # as the tiles of the kernel lie
         work.buffers[name] = Buffer(name, (*programs, replay_axis(body), *body.along[1:], *held_axes), "float32", "temporary")
     check_tiles(found, order.whole, extents)
     context = _context(lowered, order, held, work.buffers)

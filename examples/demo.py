@@ -1,4 +1,4 @@
-"""What weft does, in a few minutes on a CPU: compiles attention variants, checks and times them, and trains with two of them and a recurrence.
+"""What weft does, in a few minutes on a CPU: compiles attention variants, checks and times them, and trains (a recurrence, too).
 
     make demo          # or: python -m examples.demo
 
