@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import ir
 from .adjoint import replay_axis, segment_axis
-from .algebra import add, with_children
+from .algebra import add, factors, with_children
 from .emit_values import Context, Scope, Values
 from .plan import ONCE, Accumulate, Assign, Begin, Kernel, Load, Local, Loop, Store, index, local, origin
 from .tasks import NotFused
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 SEGMENT = 32
 """Steps between two checkpoints: memory for states is that of every 32nd step, and of 32 steps a program while they are undone."""
-TILE_LIMIT = 1 << 24
-"""Elements of the largest tile of a step."""
+TILE_LIMIT = {"c": 1 << 24, "triton": 1 << 15}
+"""Elements of the largest tile of a step: what a program can hold at all."""
+HELD_LIMIT = 1 << 15
+"""Elements of weights that a program on a GPU holds through all steps; beyond, every step loads them again."""
 
 
 class StepBuilder(Values):
@@ -35,6 +37,7 @@ class StepBuilder(Values):
         buffers: Mapping[str, list[str]],
         replay: Mapping[str, str],
         rows: tuple[str, int] | None,
+        again: frozenset[str] = frozenset(),
     ) -> None:
         self.context = context
         self.structure = context.structure
@@ -49,11 +52,17 @@ class StepBuilder(Values):
         self.sparse: set[ir.Node] = set()
         self.time = self.body.along
         self.grid = self.structure.sort(a for a in self.body.parallel if a != self.rows)
-        self.memo: dict[ir.Node, ir.Node] = {}
+        self.again = again
+        """Leaves without a time axis that every step loads again."""
         self.states = {c.name: self._local(c) for c in (*self.body.states, *self.body.replayed)}
 
     def _local(self, carry: ir.Carry) -> Local:
         return local(carry.name, (*carry.axes, *self.time))
+
+    def _place(self, node: ir.Node) -> Scope:
+        if isinstance(node, ir.Input) and node.name in self.again:
+            return self.scopes[-1]
+        return super()._place(node)
 
     # Expressions ----------------------------------------------------------------------------------------------------
 
@@ -233,13 +242,25 @@ def step_axes(recurrence: ir.Recurrence) -> set[str]:
     return found - set(body.along)
 
 
-def check_tiles(recurrence: ir.Recurrence, whole: set[str], extents: Mapping[str, int]) -> None:
+def loaded_again(recurrence: ir.Recurrence, whole: set[str], extents: Mapping[str, int]) -> frozenset[str]:
+    """The weights of a recurrence, where they are too many to be held through all steps."""
+    body = recurrence.body
+    weights = {x.name: 1 for x in body.leaves if not set(body.along) & set(x.axes) and len(set(x.axes) & whole) > 1}
+    for x in body.leaves:
+        for a in set(x.axes) & whole if x.name in weights else ():
+            weights[x.name] *= extents.get(a, 1)
+    return frozenset(weights) if sum(weights.values()) > HELD_LIMIT else frozenset()
+
+
+def check_tiles(recurrence: ir.Recurrence, whole: set[str], extents: Mapping[str, int], backend: str) -> None:
     """Refuses steps whose values are too large to be held."""
     body = recurrence.body
     nodes = [*(c.next for c in (*body.states, *body.replayed)), *(n for _, n in body.values), *(n for _, n, _ in body.totals)]
-    for n in ir.topological(nodes):
+    order = list(ir.topological(nodes))
+    multiplied = {n.x for n in order if isinstance(n, ir.Reduce) and n.op == "sum" and len(factors(n.x)) > 1}
+    for n in order:
         size = 1
         for a in set(n.axes) & whole:
             size *= extents.get(a, 1)
-        if size > TILE_LIMIT:
+        if size > TILE_LIMIT[backend] and n not in multiplied:
             raise NotFused(f"a step would hold a value over {', '.join(sorted(set(n.axes) & whole))} with {size} elements")

@@ -322,7 +322,7 @@ class Work:
 def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], known: Mapping[ir.Node, Buffer]) -> dict[ir.Node, ir.Node]:
     """Plans what a recurrence reads and its steps; returns what its results are stored as."""
     from .adjoint import replay_axis, segment_axis
-    from .emit_steps import SEGMENT, StepBuilder, check_tiles, step_axes
+    from .emit_steps import SEGMENT, StepBuilder, check_tiles, loaded_again, step_axes
 
     lowered, body = work.lowered, found.body
     operands: dict[str, ir.Node] = {}
@@ -361,12 +361,13 @@ def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], 
         programs = order.sort(body.parallel & set(c.axes) - ({rows[0]} if rows else set()))
         held_axes = order.sort(a for a in c.axes if a not in programs)  # as the tiles of the kernel lie
         work.buffers[name] = Buffer(name, (*programs, replay_axis(body), *body.along[1:], *held_axes), "float32", "temporary")
-    check_tiles(found, order.whole, extents)
+    check_tiles(found, order.whole, extents, lowered.target.backend)
+    again = frozenset() if lowered.target.backend == "c" else loaded_again(found, order.whole, extents)
     context = _context(lowered, order, held, work.buffers)
     written = "_".join(b for names in places.values() for b in names)
     name = f"{work.direction}_{written}" if len(written) < 60 else f"{work.direction}_steps_of_{'_'.join(c.name for c in body.states)}"
     note = f"steps of {', '.join(c.name for c in body.states)} along {', '.join(body.along)}"
-    work.kernels.append(StepBuilder(context, found, places, replay, rows).build(_unused(name, work), note))
+    work.kernels.append(StepBuilder(context, found, places, replay, rows, again).build(_unused(name, work), note))
     return replaced
 
 
