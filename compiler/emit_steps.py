@@ -242,6 +242,17 @@ def step_axes(recurrence: ir.Recurrence) -> set[str]:
     return found - set(body.along)
 
 
+def _products(x: ir.Node) -> Iterable[ir.Node]:
+    """A product and the products that it is made of: a contraction takes their factors, and never makes them."""
+    match x:
+        case ir.Pointwise(op="mul" | "div" | "neg", args=args):
+            yield x
+            for a in args:
+                yield from _products(a)
+        case _:
+            return
+
+
 def loaded_again(recurrence: ir.Recurrence, whole: set[str], extents: Mapping[str, int]) -> frozenset[str]:
     """The weights of a recurrence, where they are too many to be held through all steps."""
     body = recurrence.body
@@ -257,7 +268,7 @@ def check_tiles(recurrence: ir.Recurrence, whole: set[str], extents: Mapping[str
     body = recurrence.body
     nodes = [*(c.next for c in (*body.states, *body.replayed)), *(n for _, n in body.values), *(n for _, n, _ in body.totals)]
     order = list(ir.topological(nodes))
-    multiplied = {n.x for n in order if isinstance(n, ir.Reduce) and n.op == "sum" and len(factors(n.x)) > 1}
+    multiplied = {p for n in order if isinstance(n, ir.Reduce) and n.op == "sum" and len(factors(n.x)) > 1 for p in _products(n.x)}
     for n in order:
         size = 1
         for a in set(n.axes) & whole:
