@@ -17,10 +17,12 @@ from typing import Any
 
 import click
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
 from weft.runtime import bench
+from weft.runtime.kernel import Kernel
 from weft.runtime.library import find
 from weft.runtime.load import only_kernel
 from weft.runtime.problem import Usual, pose
@@ -91,7 +93,7 @@ def delta_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None
 
 
 def chunked(name: str, x: Inputs) -> Callable[[], Any]:
-    """The chunked form of a spec; for the LSTM, which has none, torch's own."""
+    """The chunked form of a spec."""
     match name:
         case "gla":
             return lambda: vector_chunks(x["q"] / x["q"].shape[-1] ** 0.5, x["k"], x["v"], x["g"])
@@ -163,33 +165,41 @@ def stepped(name: str, x: Inputs) -> Callable[[], Any]:
     return {"delta_rule": corrected, "gated_delta": corrected, "ssd": discretised, "lstm_np": gated}.get(name, decayed)
 
 
-def library_lstm(x: Inputs) -> Callable[[], Any]:
-    """torch.nn.LSTM with the same recurrent weights; its input weights pass the given pre-activations through (an identity)."""
-    n = x["zx"].shape[-1]
-    module = torch.nn.LSTM(4 * n, n, batch_first=True)
+def lstm_contenders(kernel: Kernel, batch: int, length: int, width: int, seed: int, without: Sequence[str]) -> list[bench.Contender]:
+    """A whole layer from the same weights: weft with its input projection by F.linear, torch.nn.LSTM, and the loop over steps."""
+    torch.manual_seed(seed)
+    module = torch.nn.LSTM(width, width, batch_first=True)
+    x = torch.randn(batch, length, width, requires_grad=True)
+    leaves = (x, *module.parameters())
     names = ("i", "f", "z", "o")
+    order = [t.name for t in kernel.typed.inputs]
+
+    def projected() -> dict[str, Tensor]:
+        given = F.linear(x, module.weight_ih_l0, module.bias_ih_l0 + module.bias_hh_l0).split(width, -1)
+        recurrent = [w.mT for w in module.weight_hh_l0.split(width, 0)]
+        return {f"{n}x": g for n, g in zip(names, given, strict=True)} | {f"r{n}": r for n, r in zip(names, recurrent, strict=True)}
+
+    def weft() -> Any:
+        found = projected()
+        result = kernel(*(found[n] for n in order), strict=True)
+        return result if isinstance(result, Tensor) else result[0]
+
+    def steps() -> Any:
+        loop = stepped("lstm_np", projected())
+        return loop()
+
     with torch.no_grad():
-        module.weight_ih_l0.copy_(torch.eye(4 * n))
-        module.weight_hh_l0.copy_(torch.cat([x[f"r{i}"].mT for i in names]))
-        module.bias_ih_l0.zero_()
-        module.bias_hh_l0.zero_()
-
-    def run() -> Tensor:
-        recurrent = torch.cat([x[f"r{i}"].mT for i in names])
-        weights = [module.weight_ih_l0, recurrent, module.bias_ih_l0, module.bias_hh_l0]
-        given = torch.cat([x[f"{i}x"] for i in names], -1)
-        start = torch.zeros(1, given.shape[0], n)
-        result: Tensor = torch._VF.lstm(given, (start, start), weights, True, 1, 0.0, False, False, True)[0]  # type: ignore[attr-defined]
-        return result
-
-    return run
+        expected = module(x)[0]
+    found = [
+        bench.Contender("weft", weft, leaves, True, expected),
+        bench.Contender("torch.nn.LSTM", lambda: module(x)[0], leaves, True, expected),
+        bench.Contender("steps", steps, leaves, True, expected),
+    ]
+    return [c for c in found if c.name not in without]
 
 
 def peers(kernel: str, inputs: Inputs, params: Mapping[str, Any], extents: Mapping[str, int]) -> Sequence[bench.Peer]:
-    loop = bench.Peer("steps", stepped(kernel, inputs))
-    if kernel == "lstm_np":
-        return [bench.Peer("torch.lstm", library_lstm(inputs)), loop]
-    return [bench.Peer("chunked", chunked(kernel, inputs)), loop]
+    return [bench.Peer("chunked", chunked(kernel, inputs)), bench.Peer("steps", stepped(kernel, inputs))]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -200,7 +210,7 @@ def peers(kernel: str, inputs: Inputs, params: Mapping[str, Any], extents: Mappi
 @click.option("--batch", default=1, show_default=True)
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--without", multiple=True, metavar="PEER", help="A contender to leave out: chunked, steps, torch.lstm.")
+@click.option("--without", multiple=True, metavar="PEER", help="A contender to leave out: chunked, steps, torch.nn.LSTM.")
 @click.option("--json", "path", default=FILE, type=click.Path(dir_okay=False, path_type=Path), help="The file of results.")
 def main(
     names: Sequence[str], length: int, heads: int, dim: int, batch: int, rounds: int, seed: int, without: Sequence[str], path: Path
@@ -211,7 +221,10 @@ def main(
         kernel = only_kernel(find(name))
         sizes = {"n": 256, "m": 256, "t": 256} if name == "lstm_np" else {"h": heads, "p": dim, "n": dim} if name == "ssd" else {}
         problem = pose(kernel.graph, sizes, {}, Usual(length, dim, heads, batch))
-        entered = bench.contenders(kernel, problem, "float32", None, peers, ("eager", *without), seed)
+        if name == "lstm_np":
+            entered = lstm_contenders(kernel, batch, problem.extents["t"], problem.extents["n"], seed, without)
+        else:
+            entered = bench.contenders(kernel, problem, "float32", None, peers, ("eager", *without), seed)
         results.append(bench.run(name, problem, entered, rounds, True, "float32"))
         out.print(bench.table(results[-1]))
     path.parent.mkdir(parents=True, exist_ok=True)
