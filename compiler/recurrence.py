@@ -196,6 +196,7 @@ class Carver:
             self._sort_out(n)
         if any(s in self.after for s in steps):
             raise NotFused("a step of a state looks at other steps")
+        self._leave_out(order, steps)
         values: dict[ir.Node, str] = {}
         totals: dict[ir.Node, ir.Reduce] = {}
         for n in order:
@@ -206,6 +207,8 @@ class Carver:
         for n in roots.values():
             if n in self.inside:
                 values.setdefault(n, "")
+        if any(n.kind != "real" for n in values):
+            raise NotFused("a value of every step that others need is no real number")
         values = {n: f"value_{k}" for k, n in enumerate(values)}
         body_nodes = [*steps, *values, *(t.x for t in totals.values()), *(c for t in totals.values() for c in conjuncts(t.where))]
         parallel = self._parallel(body_nodes) if self.programs is None else self.programs
@@ -238,6 +241,20 @@ class Carver:
 
     def _stateful(self, node: ir.Node) -> bool:
         return any(self._is_state(n) for n in ir.topological([node]))
+
+    def _leave_out(self, order: list[ir.Node], steps: list[ir.Node]) -> None:
+        """What meets states with axes that no step has otherwise (queries of another sequence) is made of what the steps store."""
+        needed = set(ir.topological(steps))
+        given = [n for n in order if isinstance(n, ir.Input) and set(self.along) <= set(n.axes)]
+        usual = {*self.along, *(a for n in (*needed, *given) for a in n.axes)}
+        for n in order:
+            if n not in self.inside or n in needed:
+                continue
+            below = [c for c in ir.children(n) if c in self.inside]
+            foreign = set(n.axes) - usual and all(self._storable(c) for c in below)
+            if foreign or any(c in self.after for c in ir.children(n)):
+                self.inside.discard(n)
+                self.after.add(n)
 
     def _is_state(self, n: ir.Node) -> bool:
         return isinstance(n, ir.StateValue) and n.name in {c.name for c in (*self.states, *self.replayed)}
@@ -333,8 +350,12 @@ class Carver:
                         values.update(dict.fromkeys(parts, ""))
                         return
                 totals[n] = n
-            case _:
-                raise NotFused(f"a value of every step over {', '.join(c.axes)} would have to be stored")
+            case _:  # what it is made of may be stored: it is then made outside
+                below = [x for x in ir.children(c) if x in self.inside]
+                if not below:
+                    raise NotFused(f"a value of every step over {', '.join(c.axes)} would have to be stored")
+                for x in below:
+                    self._cut(c, x, values, totals)
 
     def _outward(self, root: ir.Node) -> ir.Node:
         """Reads of a state at the last inner step move out of sums: q * S[u -> last] is (q * S)[u -> last]."""

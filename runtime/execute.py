@@ -20,6 +20,7 @@ __all__ = ["execute", "traced_call"]
 
 ASKED = "backend='reference' was asked for"
 FLOAT64 = "the inputs are float64, and generated kernels compute in float32"
+RENAMED = "an origin is given along an axis by whose other name a state is read"
 NO_INPUTS = "there is no input whose device it could run on"
 
 
@@ -63,6 +64,8 @@ def _execute_stateful(call: Call, watched: bool, tracing: bool) -> list[Tensor]:
 
 def _choose(call: Call) -> Variant | Unfused:
     """The generated kernels for a call, or why there are none."""
+    if call.origin and call.kernel.states and call.kernel.renamed_axes & {a for a, n in call.origin.items() if n}:
+        return Unfused((RENAMED,))
     known = call.bound.variants.get(call.backend)
     if known is not None:
         return known

@@ -99,6 +99,17 @@ class Kernel:
         return build(self.typed)
 
     @cached_property
+    def renamed_axes(self) -> frozenset[str]:
+        """Axes by whose other name a state is read (``y[n -> m]``), with these names: generated steps take their positions for the same."""
+        from ..compiler import ir
+
+        found: set[str] = set()
+        for node in ir.topological([u for s in self.graph.states.values() for u in s.updates]):
+            if isinstance(node, ir.Read):
+                found.update(a for axis, position in node.at for a in (axis, *position.axes))
+        return frozenset(found)
+
+    @cached_property
     def contraction_inputs(self) -> frozenset[str]:
         """The inputs that autocast casts."""
         from .autocast import contraction_inputs

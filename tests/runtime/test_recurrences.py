@@ -10,6 +10,7 @@ import weft
 from tests.evidence.library import RECURRENT, kernel
 from weft.compiler.errors import CallError
 from weft.runtime.check import check_kernel, render
+from weft.runtime.errors import NotFused
 from weft.runtime.kernel import Kernel
 from weft.runtime.problem import Usual, pose
 
@@ -156,3 +157,107 @@ def test_an_initial_value_of_another_shape_is_refused() -> None:
     made, inputs, _, params = _problem("gla", 5)
     with pytest.raises(CallError, match="initial value of state 'S'"):
         made(*inputs, **params, initial={"S": torch.zeros(3, 3)})
+
+
+UNSEEN = {
+    "masked": '''"""A state that skips steps."""
+
+kernel a(x[b,t,d], keep[b,t]: bool, g[b,t]) -> y[b,t,d], h[b,d]:
+    sample g = logsigmoid(normal())
+    mask keep
+    state h[b,d] along t
+    h <- exp(g) * h + x
+    y = h
+''',
+    "every third": '''"""A mask by position."""
+
+kernel a(q[b,h,t,d], k[b,h,t,d], v[b,h,t,e]) -> o[b,h,t,e]:
+    state S[b,h,d,e] along t
+    S <- where(t % 3 == 0, S / 2 + k * v, S)
+    o = sum[d](q * S)
+''',
+    "start": '''"""A start that is an input's."""
+
+kernel a(x[b,t,d], s0[b,d], w[d]) -> y[b,t,d]:
+    state h[b,d] = tanh(s0 * w) along t reverse
+    h <- h / 2 + sin(x) * w
+    y = h * x
+''',
+    "sum over time": '''"""What follows the steps sums them."""
+
+kernel a(x[b,t,d], u[b,d]) -> y[b,d], z[b,t]:
+    state h[b,d] along t
+    h <- h / 2 + x
+    y = sum[t](h * x) + u
+    z = sum[d](h * u)
+''',
+    "attention over states": '''"""Softmax over a trajectory."""
+
+kernel a(x[b,t,d], q[b,i,d]) -> o[b,i,d]:
+    state h[b,d] along t
+    h <- h / 2 + x
+    s = sum[d](q * h)
+    o = sum[t](softmax[t](s) * h)
+''',
+    "shift": '''"""Token shift in front, and the state of the step before read after."""
+
+kernel a(x[b,t,d], m[d]) -> y[b,t,d]:
+    z = x + m * x[t -> t - 1]
+    state h[b,d] along t
+    past = h
+    h <- tanh(h + z)
+    y = h - past
+''',
+    "two clocks": '''"""Steps in steps, with an output of the outer clock."""
+
+kernel a(x[b,(t u),d], g[b,t]) -> y[b,t,d]:
+    param n: int = 3
+    axis u = n
+    sample g = logsigmoid(normal())
+    state h[b,d] along (t u)
+    h <- where(u == 0, exp(g), 1) * h + x
+    y = h[u -> size(u) - 1]
+''',
+    "norm": '''"""A step that normalises keys and its state's read."""
+
+kernel a(q[b,h,t,d], k[b,h,t,d], v[b,h,t,e], w[e]) -> o[b,h,t,e]:
+    kn = k * rsqrt(sum[d](k * k) + 1e-6)
+    state S[b,h,d,e] along t
+    S <- S + kn * (v - sum[d](kn * S)) / 2
+    r = sum[d](q * S)
+    o = w * r * rsqrt(mean[e](r * r) + 1e-6)
+''',
+    "projected": '''"""Inputs are projected in front of the steps."""
+
+kernel a(x[b,t,c], wk[h,c,d], wv[h,c,e], wq[h,c,d]) -> o[b,t,h,e]:
+    sample wk = normal() / sqrt(size(c))
+    k = sum[c](x * wk)
+    v = sum[c](x * wv)
+    q = sum[c](x * wq)
+    state S[b,h,d,e] along t
+    S <- S / 2 + k * v
+    o = sum[d](q * S)
+''',
+    "max": '''"""A running maximum and what it is of."""
+
+kernel a(x[b,t,d]) -> y[b,t,d], m[b,d]:
+    state m[b,d] = -inf along t
+    m <- max(m, x)
+    y = exp(x - m)
+''',
+}
+"""Recurrences that no spec of the library looks like."""
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_the_library_has_not(name: str) -> None:
+    report = check_kernel(weft.loads(UNSEEN[name]).a, backend="c", trials=3, quick=True, strict=True)
+    assert report.passed, render(report)
+
+
+def test_an_origin_along_a_renamed_axis_runs_as_the_reference() -> None:
+    renamed = weft.loads(SHORTER).renamed
+    x, r = torch.randn(1, 3, 8), torch.randn(8, 8)
+    with pytest.raises(NotFused, match="by whose other name a state is read"):
+        renamed(x, r, origin={"m": 2}, strict=True)
+    torch.testing.assert_close(renamed(x, r, origin={"m": 2}), renamed.reference(x, r, origin={"m": 2}))
