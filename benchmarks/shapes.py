@@ -5,7 +5,9 @@
 - `natten2d`: an image of 1:1 or 1:2, at 2048 positions 32 by 64; `natten3d`: at 2048 positions 8 by 16 by 16.
 - `sta2d`: tiles of 64 positions, at 2048 positions 4 by 8 of them, windows of 3 by 3 tiles.
 - `spacetime`: ``length`` frames of one pixel; a bias for every distance of frames. `spacetime_video`: the same spec as it is used, 16
-  frames, at 2048 positions of 8 by 16 pixels.
+  frames, at 2048 positions of 8 by 16 pixels. Four frames of five are a video, the rest independent images behind it, as the paper
+  trains them jointly (16 frames and 4 images); frames drawn one by one, as the spec's sample line does for checks, would leave no tile
+  of 64 by 64 without a kept pair.
 - `tree`: a tree of half of ``length`` tokens after a prefix of as many, and every one of the ``length`` queries belongs to the tree
   (two lists of candidates). `tree_drafted`: the same spec as it is used, 64 drafted tokens; prefix and drafted tokens together are
   ``length`` keys.
@@ -86,6 +88,9 @@ class Posed(Problem):
         drawn = Problem.inputs(self, dtype, device, seed)
         if self.kernel.name == "global_window":
             drawn["everywhere"] = torch.arange(self.extents["t"], device=device) < 16
+        if self.kernel.name == "spacetime":
+            frames = self.extents["f"]
+            drawn["video"] = (torch.arange(frames, device=device) < 4 * frames // 5).expand(self.extents["b"], frames)
         return drawn
 
 
