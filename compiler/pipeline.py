@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from . import algebra, ir
+from .adjoint import segment_axis
 from .algebra import factors, substitute
 from .autodiff import NoDerivative, differentiate
 from .canonicalise import canonicalise
@@ -217,7 +218,8 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     steps = {n for n in ir.topological(outputs.values()) if isinstance(n, ir.Recurrence)}
     kept = [n for n in ir.topological(lowered._gradient_nodes.values()) if isinstance(n, ir.Result) and n.recurrence in steps]
     order = ordered(lowered.graph.kernel)
-    layout |= {n: tuple(sorted(order.sort(n.axes), key=lambda a: not a.endswith(".segment"))) for n in kept}
+    segments = {segment_axis(n.body) for n in steps}
+    layout |= {n: tuple(sorted(order.sort(n.axes), key=lambda a: a not in segments)) for n in kept}
     sweeps += kept
     by_node = {node: name for name, node in reversed(outputs.items())}
     candidates: dict[ir.Node, Buffer] = {}
@@ -321,7 +323,7 @@ class Work:
 
 def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], known: Mapping[ir.Node, Buffer]) -> dict[ir.Node, ir.Node]:
     """Plans what a recurrence reads and its steps; returns what its results are stored as."""
-    from .adjoint import replay_axis, segment_axis
+    from .adjoint import replay_axis
     from .emit_steps import SEGMENT, StepBuilder, check_tiles, loaded_again, step_axes
 
     lowered, body = work.lowered, found.body

@@ -158,10 +158,11 @@ class _Versions:
 
 @dataclass(slots=True)
 class Carved:
+    """What is left of a graph, with results where the recurrence was."""
+
     roots: Roots
     finals: dict[str, ir.Node]
     """Final values by state."""
-    recurrence: ir.Recurrence | None
 
 
 @dataclass(slots=True)
@@ -213,10 +214,9 @@ class Carver:
         body_nodes = [*steps, *values, *(t.x for t in totals.values()), *(c for t in totals.values() for c in conjuncts(t.where))]
         parallel = self._parallel(body_nodes) if self.programs is None else self.programs
         leaves, operands, placed = self._leaves([*body_nodes, *(c.start for c in self.states if c.start is not None)])
-        replacement: dict[ir.Node, ir.Node] = placed
 
         def inner(node: ir.Node) -> ir.Node:
-            return substitute(node, replacement)
+            return substitute(node, placed)
 
         body = ir.Body(
             self.along,
@@ -237,7 +237,7 @@ class Carver:
             partial = ir.result(made, f"total_{k}", {*n.axes, *(set(t.over) & parallel)})
             became[n] = reduce_sum(set(t.over) & parallel, partial) if set(t.over) & parallel else partial
         ended: dict[str, ir.Node] = {c.name: ir.result(made, f"final_{c.name}", c.axes) for c in self.states if c.name in finals}
-        return Carved({name: substitute(node, became) for name, node in roots.items()}, ended, made)
+        return Carved({name: substitute(node, became) for name, node in roots.items()}, ended)
 
     def _stateful(self, node: ir.Node) -> bool:
         return any(self._is_state(n) for n in ir.topological([node]))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.evidence.library import REQUIRED, kernel
 from weft.compiler import ir
 from weft.compiler.pipeline import Hints, Lowered, Target, lower
-from weft.compiler.plan import Accumulate, Begin, Compute, Contract, Kernel, Loop, Plan, Statement, inner_statements
+from weft.compiler.plan import Accumulate, Begin, Compute, Contract, Fold, Kernel, Loop, Plan, Statement, inner_statements
+from weft.compiler.tasks import NotFused
+from weft.compiler.verify import verify
 
 
 def _lowered(name: str, target: str = "c") -> Lowered:
@@ -115,3 +119,27 @@ def test_whole_tiles_of_masks_without_a_range_have_no_mask(name: str) -> None:
         assert loops
         for loop in loops:
             assert not [s for s in inner_statements(loop.body) if isinstance(s, Compute) and s.node.kind == "bool"]
+
+
+def test_a_sum_over_one_tile_is_not_taken_for_the_whole_sum() -> None:
+    """The verifier refuses a kernel that folds an axis of which it holds a tile; bounds of a mask's data may be folded so."""
+    plan = _forward("full")
+    (made,) = plan.kernels
+    assert made.rows is not None
+    tile = ir.make(ir.Input, (made.rows,), "real", "tile")
+    for op, refused in (("sum", True), ("max", False)):
+        fold = Fold(ir.reduce(op, [made.rows], tile), op, tile, (made.rows,))
+        plan.kernels[:] = [replace(made, body=(*made.body, fold))]
+        if refused:
+            with pytest.raises(NotFused, match="a sum over a tile"):
+                verify(plan)
+        else:
+            verify(plan)
+
+
+def test_a_row_statistic_stored_as_its_reciprocal_is_read_where_it_stands_in_a_quotient() -> None:
+    made = kernel("hedgehog")
+    sizes = {"b": 2, "h": 2, "i": 65, "d": 16, "j": 65, "e": 16, "f": 8}
+    backward = lower(made.graph, Target("c"), Hints((), tuple(sizes.items()))).backward(frozenset(["v"]))
+    sums = [s for k in backward.kernels for s in inner_statements(k.body) if isinstance(s, Fold) and s.op == "sum"]
+    assert backward.kernels and not any("j" in s.over or "i" in s.over for s in sums)

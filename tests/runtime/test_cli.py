@@ -179,6 +179,13 @@ def test_explain_a_second_sweep() -> None:
     assert "2 sweeps over j" in weft("explain", "centred_relu").stdout
 
 
+def test_explain_says_the_class_of_every_state_and_why() -> None:
+    shown = weft("explain", "mlstm").stdout
+    assert "class     recurrence: steps of C, n, m along t" in shown
+    assert "state     C: scalar decay, after m (one number decays all of it)" in shown
+    assert "state     m: running maximum" in shown
+
+
 def test_plot_writes_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "deep" / "mask.png"
