@@ -26,14 +26,22 @@ if TYPE_CHECKING:
 RESERVED = frozenset({*keyword.kwlist, *HELPERS, "tl", "triton", "range", "float", "tensors", "strides", "extents", "origins", "params"})
 
 
-def print_triton(plan: plans.Plan, spec: Specialization, spec_text: str = "", target: str = "sm_80") -> Module:
-    """The Triton source of a plan. ``target`` chooses launch options; the source runs on any GPU.
+def print_triton(
+    plan: plans.Plan,
+    spec: Specialization,
+    spec_text: str = "",
+    target: str = "sm_80",
+    launches: Mapping[str, tuple[int, int]] | None = None,
+) -> Module:
+    """The Triton source of a plan. ``target`` chooses launch options, but for kernels whose warps and stages are in
+    ``launches``; the source runs on any GPU.
 
     Raises ``UnprintablePlan`` for what no GPU plan has: an accumulator in memory, or an axis that no loop or grid fixes.
     """
     names = {node: safe_name(name) for node, name in plan.names.items()}
     lines = spec_text.splitlines()
-    printed = [KernelPrinter(plan, kernel, spec, names, lines, target).print() for kernel in plan.kernels]
+    launches = launches or {}
+    printed = [KernelPrinter(plan, kernel, spec, names, lines, target, launches.get(kernel.name)).print() for kernel in plan.kernels]
     helpers = {h for kernel in printed for h in kernel.helpers}
     text = _template("triton_module.py.jinja").render(
         header=list(_header(plan, spec, lines)),

@@ -10,7 +10,7 @@ from typing import assert_never
 
 from ..compiler import ir
 from ..compiler import plan as plans
-from .gpu_blocks import launch_options
+from .gpu_blocks import launch_options, register_limit
 from .source import Specialization
 from .triton_expressions import (
     AND,
@@ -37,8 +37,6 @@ from .triton_products import MatrixProduct, OperandDtypes, fits_dot, matrix_prod
 LINE = 120
 MAX_INLINE = 72
 MAX_BOUND = 40
-MAX_REGISTERS = 255
-"""All that a thread can have: left to itself, NVIDIA's assembler spills a few to fit one more program on a multiprocessor."""
 MAX_PROGRAMS = 2**31 - 1
 INT_INFINITY = 2**63 - 1
 
@@ -76,7 +74,9 @@ class KernelPrinter:
         node_names: Mapping[ir.Node, str],
         spec_lines: Sequence[str],
         target: str,
+        launch: tuple[int, int] | None = None,
     ) -> None:
+        """``launch``: warps and stages in place of those of the table."""
         if kernel.owner:
             raise UnprintablePlan(f"kernel {kernel.name} owns memory that it adds to in place: a plan for a CPU")
         self._plan = plan
@@ -87,6 +87,7 @@ class KernelPrinter:
         self._extents = {a: e for a, e in spec.extents if a in kernel.whole}
         self._spec_lines = spec_lines
         self._target = target
+        self._launch_given = launch
         self._spec_line: int | None = None
 
         self._sizes = padded_extents(kernel, self._extents)
@@ -917,9 +918,9 @@ class KernelPrinter:
         return lines, constants | self._launch_options()
 
     def _launch_options(self) -> dict[str, int | bool]:
-        warps, stages = launch_options(self._width(), self._target)
+        warps, stages = self._launch_given or launch_options(self._width(), self._target)
         options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-        return options | ({"maxnreg": MAX_REGISTERS} if self._target.startswith("sm_") else {})
+        return options | ({"maxnreg": register_limit(warps)} if self._target.startswith("sm_") else {})
 
     def _width(self) -> int:
         """Elements of the widest row that a tile has."""

@@ -7,6 +7,7 @@ obtained outside it; inside full tiles there is no mask.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import algebra, ir
@@ -31,6 +32,7 @@ from .plan import (
     local,
     origin,
 )
+from .pressure import pressure
 from .structure import scatter_axis
 from .tasks import Group, NotFused, pick_tiled
 
@@ -41,7 +43,21 @@ if TYPE_CHECKING:
 
 
 def build_kernel(context: Context, group: Group, name: str, extra: Group | None = None) -> Kernel:
-    """The kernel of a group, with the first tiling whose values a program can hold."""
+    """The kernel of a group, with the first tiling whose values a program can hold. Raises ``NotFused`` where a GPU's cannot."""
+    kernel = _smallest(context, group, name, extra)
+    if context.registers is None or not crowded(kernel, context.extents):
+        return kernel
+    spread = _spread(context, group)
+    if spread is not None:
+        kernel = _smallest(*spread, name, extra)
+    held = pressure(kernel, context.extents)
+    if held > context.registers:
+        raise NotFused(f"a program of {name} would hold {held} elements at once, and a multiprocessor has {context.registers} registers")
+    return kernel
+
+
+def _smallest(context: Context, group: Group, name: str, extra: Group | None) -> Kernel:
+    """The kernel with the first tiling that is not crowded, or else the last one."""
     for tiling in context.tilings(demand(group, context.structure, context.stored, context.extents)):
         if tiling.rows is None and not group.sweeps:
             continue
@@ -49,6 +65,17 @@ def build_kernel(context: Context, group: Group, name: str, extra: Group | None 
         if not crowded(kernel, context.extents):
             break
     return kernel
+
+
+def _spread(context: Context, group: Group) -> tuple[Context, Group] | None:
+    """A program for every index of the axes that all results have, which tiles would keep whole."""
+    nodes = [n for n in ir.topological(t.node for t in group.tasks) if isinstance(n, ir.Reduce)]
+    summed = {a for n in nodes for a in n.over}
+    axes = context.structure.whole.intersection(*(t.node.axes for t in group.tasks)) - summed
+    if not axes:
+        return None
+    structure = replace(context.structure, whole=context.structure.whole - axes)
+    return replace(context, structure=structure), Group([replace(t, kept=t.kept | axes) for t in group.tasks])
 
 
 class KernelBuilder(Sweeps):

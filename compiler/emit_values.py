@@ -55,6 +55,8 @@ class Context:
     loops_first: bool
     """Order of the dimensions of a score tile: swept axis first (vectors run along the rows) or rows first."""
     names: dict[ir.Node, str]
+    registers: int | None = None
+    """What a program may hold, where that is registers and not memory."""
 
 
 class Values:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from . import ir
 from .blocks import Demand
 from .plan import Accumulate, Begin, Compute, Contract, Fold, Load, Scatter, inner_statements
+from .pressure import pressure
 from .tasks import pick_tiled
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ TILE_LIMIT = 8192
 
 MAP_LIMIT = 2048
 """The same for a kernel without a matrix product, whose values are many and short-lived: 16 registers a thread."""
+
+
+REGISTERS = 65536
+"""Registers of a multiprocessor of NVIDIA, which one program may have for itself."""
+
+HELD_LIMIT = REGISTERS * 3 // 4
+"""Elements of all tiles alive at once: the rest is for addresses, masks and operands of matrix products."""
 
 
 def demand(group: Group, structure: Structure, stored: Mapping[ir.Node, str], extents: Mapping[str, int]) -> Demand:
@@ -58,8 +66,10 @@ def demand(group: Group, structure: Structure, stored: Mapping[ir.Node, str], ex
 
 
 def crowded(kernel: Kernel, extents: Mapping[str, int]) -> bool:
-    """Whether a tile with rows is too large for a program."""
-    return largest_tile(kernel, extents) > (TILE_LIMIT if multiplies(kernel) else MAP_LIMIT)
+    """Whether a tile with rows, or all that is alive at once, is too large for a program."""
+    if largest_tile(kernel, extents) > (TILE_LIMIT if multiplies(kernel) else MAP_LIMIT):
+        return True
+    return pressure(kernel, extents) > HELD_LIMIT
 
 
 def multiplies(kernel: Kernel) -> bool:

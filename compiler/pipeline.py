@@ -17,6 +17,7 @@ from .canonicalise import canonicalise
 from .emit import build_kernel
 from .emit_values import Context, Tiling
 from .exchange import exchange_contractions, split_sums
+from .fit import REGISTERS
 from .names import name_nodes
 from .outside import split_outside
 from .plan import Buffer, Dtype, Kernel, Plan
@@ -545,7 +546,8 @@ def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str],
 
     layout = {name: b.axes for name, b in buffers.items()}
     assert lowered.fused is not None
-    return Context(structure, stored, layout, tilings, block, extents, lowered.target.backend == "c", lowered.fused.names)
+    on_cpu = lowered.target.backend == "c"
+    return Context(structure, stored, layout, tilings, block, extents, on_cpu, lowered.fused.names, None if on_cpu else REGISTERS)
 
 
 def _kernels(units: list[tuple[Group, Group | None]], context: Context, direction: str) -> list[Kernel]:

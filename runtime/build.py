@@ -68,8 +68,11 @@ def _print(target: str, plan: Plan, specialization: Specialization, kernel: Kern
 
         return print_c(plan, specialization, kernel.spec.text, Path(kernel.spec.filename).name, __version__)
     from ..codegen.print_triton import print_triton
+    from .spills import launches_against_spills
 
-    return print_triton(plan, specialization, kernel.spec.text, target)
+    module = print_triton(plan, specialization, kernel.spec.text, target)
+    launches = launches_against_spills(module, specialization, target)
+    return print_triton(plan, specialization, kernel.spec.text, target, launches) if launches else module
 
 
 def source_file(record: ProgramRecord) -> Path:

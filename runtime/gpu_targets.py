@@ -96,17 +96,34 @@ def compile_kernel(
     function: Any, entry: Entry, dtypes: Mapping[str, str], options: Mapping[str, int | bool], target: TargetName
 ) -> KernelReport:
     """One ``@triton.jit`` function of a generated file, compiled and read."""
+    compiled = _compile(function, entry, dtypes, options, target)
+    dots = len(_HALF_DOT.findall(compiled.asm["ttir"]))
+    if target == "gfx942":
+        return _read_amd(entry.name, target, compiled.asm["amdgcn"], dots)
+    return _read_nvidia(entry.name, target, compiled, dots)
+
+
+def spilled_bytes(function: Any, entry: Entry, dtypes: Mapping[str, str], options: Mapping[str, int | bool], target: TargetName) -> int:
+    """Bytes that a thread of one kernel, compiled for a GPU of NVIDIA, keeps in memory for want of registers."""
+    compiled = _compile(function, entry, dtypes, options, target)
+    stack = _number(r"\bSTACK:(\d+)", _resource_usage(compiled))
+    return stack if stack and _assembler_spills(compiled.asm["ptx"], target) else 0
+
+
+def _compile(function: Any, entry: Entry, dtypes: Mapping[str, str], options: Mapping[str, int | bool], target: TargetName) -> Any:
     import triton
     from triton.compiler import ASTSource
 
     signature, constants, attributes = _signature(function, entry, dtypes, options)
     launch = {name: value for name, value in options.items() if name not in function.arg_names}
-    source = ASTSource(function, signature, constants, attributes)
-    compiled = triton.compile(source, target=_gpu_target(target), options=launch)
-    dots = len(_HALF_DOT.findall(compiled.asm["ttir"]))
-    if target == "gfx942":
-        return _read_amd(entry.name, target, compiled.asm["amdgcn"], dots)
-    return _read_nvidia(entry.name, target, compiled, dots)
+    return triton.compile(ASTSource(function, signature, constants, attributes), target=_gpu_target(target), options=launch)
+
+
+def _resource_usage(compiled: Any) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        return _run_tool("cuobjdump", "--dump-resource-usage", str(path))
 
 
 def _gpu_target(target: TargetName) -> GPUTarget:
@@ -151,8 +168,8 @@ def _read_nvidia(kernel: str, target: TargetName, compiled: Any, dots: int) -> K
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{kernel}.cubin"
         path.write_bytes(compiled.asm["cubin"])
-        usage = _run_tool("cuobjdump", "--dump-resource-usage", str(path))
         assembly = _run_tool("nvdisasm", "--print-code", str(path))
+    usage = _resource_usage(compiled)
     stack = _number(r"\bSTACK:(\d+)", usage)
     spilled = bool(stack) and _assembler_spills(compiled.asm["ptx"], target)
     return KernelReport(
@@ -206,11 +223,20 @@ def _number(pattern: str, text: str) -> int:
     return int(found.group(1))
 
 
-@cache
-def _tool(name: str) -> str:
+def has_tools() -> bool:
+    """Whether what reads the binaries for GPUs of NVIDIA came with Triton."""
+    return _tool_path("cuobjdump").exists() and _tool_path("ptxas").exists()
+
+
+def _tool_path(name: str) -> Path:
     import triton
 
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
+@cache
+def _tool(name: str) -> str:
+    path = _tool_path(name)
     if not path.exists():
         raise RuntimeError(f"{name} is not in Triton's package at {path.parent}")
     return str(path)

@@ -15,7 +15,7 @@ from ..compiler import ir
 from ..compiler.extents import bind_params, complete, shape
 from ..compiler.sampling import sample
 from ..dsl import typed
-from .check_shapes import compared_pairs, graph_nodes, read_ties, roles
+from .check_shapes import Role, compared_pairs, graph_nodes, read_ties, roles
 
 Number = bool | int | float
 
@@ -69,6 +69,7 @@ def usual_sizes(graph: ir.Graph, usual: Usual) -> dict[str, int]:
     first = next((t.axes for t in tensors if t.axes), ())
     later_parts = {a for t in tensors for dim in t.dims for a in dim[1:]}
     found = {a: "batch" if role == "sequence" and numbers_heads(graph, a) else role for a, role in roles(graph).items()}
+    found |= dict.fromkeys(_mixed_heads(graph, found), "batch")
     side = _side(usual.length, sum(found.get(a) == "sequence" for a in first))
     sizes: dict[str, int] = {}
     for axis, role in found.items():
@@ -83,6 +84,20 @@ def usual_sizes(graph: ir.Graph, usual: Usual) -> dict[str, int]:
         if axis in sizes and at in sizes:
             sizes[axis] = max(sizes[axis], sizes[at])
     return sizes
+
+
+def _mixed_heads(graph: ir.Graph, found: Mapping[str, Role]) -> set[str]:
+    """Heads that look like features because a matrix mixes them: those in front of positions in some input, and the axes that meet
+    nothing but heads."""
+    inputs = [t.axes for t in graph.kernel.inputs]
+    heads = {a for axes in inputs for n, a in enumerate(axes) if any(found.get(b) == "sequence" for b in axes[n + 1 :])}
+    features = {a for a, role in found.items() if role == "feature"}
+    mixed = features & heads
+    for axis in features - heads if mixed else ():
+        partners = {b for axes in inputs if axis in axes for b in axes} - {axis}
+        if partners and all(found.get(b) == "batch" or b in mixed for b in partners):
+            mixed.add(axis)
+    return mixed
 
 
 def numbers_heads(graph: ir.Graph, axis: str) -> bool:

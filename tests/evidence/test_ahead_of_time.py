@@ -35,11 +35,16 @@ def test_required_kernels_for_sm_90(name: str) -> None:
         assert not report.spills, str(report)
 
 
+SPILLING = frozenset("talking_heads gru lstm_fgr ids4 m2rnn h3 titans ttt_linear".split())
+"""What still spills with every launch option: states of several matrices, or weights that are read again at every step."""
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_kernels_for_sm_90(name: str) -> None:
     built = _built(name, "sm_90", "float16")
     if not built.fused:
         pytest.skip(f"not fused: {built.reasons[-1]}")
+    assert any(report.spills for report in built.reports) == (name in SPILLING), str(built)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])

@@ -9,11 +9,13 @@ import pytest
 pytest.importorskip("triton")
 
 from tests.codegen import sample_plans as samples
-from weft.codegen.gpu_blocks import launch_options
+from weft.codegen.gpu_blocks import launch_options, register_limit
 from weft.codegen.print_triton import print_triton
 from weft.codegen.source import Entry, Module, Specialization
 from weft.compiler.blocks import Demand, blocks_for
+from weft.compiler.fit import REGISTERS
 from weft.runtime.gpu_targets import TARGETS, KernelReport, TargetName, compile_for
+from weft.runtime.spills import launches_against_spills
 from weft.runtime.triton_loader import NoDevice, load_triton
 
 
@@ -97,6 +99,20 @@ def test_spills_are_reported(target: TargetName, tmp_path: Path) -> None:
     (small,) = compile_for(module, spec, target, tmp_path, {"N": 32})
     assert not small.spills
     assert "no spills" in str(small)
+
+
+@pytest.mark.parametrize(("size", "launches"), [(32, {}), (128, {"kernel": (8, 2)})])
+def test_a_kernel_that_spills_is_launched_with_more_warps(size: int, launches: dict[str, tuple[int, int]]) -> None:
+    text = SPILLING.replace('"N": 128', f'"N": {size}')
+    module = Module("triton", text, (Entry("kernel", ("x", "out"), ("i",), (), ()),))
+    spec = Specialization((("x", "float16"), ("out", "float16")), (), ())
+    assert launches_against_spills(module, spec, "sm_90") == launches
+    assert launches_against_spills(module, spec, "gfx942") == {}
+
+
+@pytest.mark.parametrize("warps", [4, 8, 16])
+def test_all_threads_of_a_program_find_registers(warps: int) -> None:
+    assert register_limit(warps) * warps * 32 <= REGISTERS
 
 
 def test_without_a_gpu_loading_says_what_to_do(tmp_path: Path) -> None:
