@@ -173,7 +173,9 @@ class Lowering:
                     self.put_step(result, self.diagonal(node))
                 case Load() if self.is_tile_load(statement):
                     self.put_step(result, TileLoad(statement))
-                case Contract(node=node, lhs=lhs, rhs=rhs, over=over) if product := self.product(node, lhs, rhs, over, False, None):
+                case Contract(node=node, lhs=lhs, rhs=rhs, over=over) if (
+                    product := self.product(node, lhs, rhs, over, False, None)
+                ) and not self.is_on_the_way(product, result):
                     self.put_step(result, product)
                 case Accumulate(op="sum", local=carried, lhs=lhs, rhs=ir.Node() as rhs, over=over, rescale=rescale) if (
                     product := self.product(carried, lhs, rhs, over, True, rescale)
@@ -183,6 +185,13 @@ class Lowering:
                     for piece in self.pieces(statement):
                         self.put_piece(result, piece)
         return result
+
+    def is_on_the_way(self, product: Product, steps: list[Step]) -> bool:
+        """Whether the matrix that a vector is multiplied with is a passing value of the last run, whose loops can sum as well and need
+        not keep it. (A carried value is kept anyway, and then the product has its sums in registers.)"""
+        if product.rows is not None or product.outer is not None or not steps or not isinstance(steps[-1], Run):
+            return False
+        return any(isinstance(p, Define) and p.node is product.right and p.becomes is None for p in steps[-1].pieces)
 
     def next_values(self, body: tuple[Statement, ...]) -> Iterator[tuple[ir.Node, Local]]:
         """The computed values that a carried value takes at the end of a body, where nothing reads its old value after they are made."""

@@ -191,8 +191,10 @@ def arrange(pieces: list[Piece], fixed: Space = ()) -> list[Piece | Nest]:
                 shared = groups[at][0] == key and (key is None or not ends_with_loop(other, key[0]))
                 earliest = max(earliest, at if shared else at + 1)
         found = next((n for n in range(earliest, len(groups)) if groups[n][0] == key), None)
+        if found is not None and not _is_long(key) and any(_is_long(k) for k, _ in groups[earliest:found]):
+            found = None  # what comes later might belong into that nest, and wait for this loop
         if found is None:
-            found = len(groups) if key is not None and key[1] else earliest
+            found = len(groups) if _is_long(key) else earliest
             groups.insert(found, (key, []))
             place.update({p: n + 1 for p, n in place.items() if n >= found})
         groups[found][1].append(piece)
@@ -204,6 +206,11 @@ def arrange(pieces: list[Piece], fixed: Space = ()) -> list[Piece | Nest]:
         else:
             items.append(Nest(key[0], arrange(members, (*fixed, key[0]))))
     return items
+
+
+def _is_long(key: tuple[str, bool, bool] | None) -> bool:
+    """Whether a group of pieces is a nest of several loops."""
+    return key is not None and key[1]
 
 
 def _depends(piece: Piece, other: Piece) -> bool:

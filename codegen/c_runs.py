@@ -12,7 +12,7 @@ from .c_expressions import ORDER, PRIMARY, PRODUCT, SUM, UNARY, Text, wrap
 from .c_lowering import Alias, Diagonal, Product, Step, TileLoad
 from .c_pieces import Copy, Define, Fill, Folded, Gather, Move, Nest, Piece, Scale, Spread, Write, all_reads, arrange, inside, writes
 from .c_scope import Scope
-from .c_storage import Tile
+from .c_storage import PAD, Tile
 
 Definition = Define | Gather | Folded | TileLoad | Product | Diagonal | Alias
 """What gives a value that is not carried."""
@@ -31,6 +31,8 @@ class Runs(Scope):
         self.users: dict[Definition, list[Piece | Step]] = {}
         self.definitions: dict[ir.Node, Definition] = {}
         self.totals: dict[Folded, str] = {}
+        self.lanes: dict[Folded, str] = {}
+        """Folds whose elements join one of ``PAD`` partial sums, by name of the element."""
 
     # Runs of pieces -------------------------------------------------------------------------------------------------
 
@@ -111,6 +113,9 @@ class Runs(Scope):
         members = inside(nest.items)
         ending = [p for p in members if isinstance(p, Folded) and p.folded and set(p.space) - set(fixed) <= set(p.folded)]
         ending = [p for p in ending if p not in self.totals]
+        if nest.innermost and ending and self.by_lanes(nest, members, ending):
+            self.nest_by_lanes(nest, fixed, ending)
+            return
         for fold in ending:
             self.start_total(fold)
         if nest.innermost:
@@ -125,6 +130,34 @@ class Runs(Scope):
         self.close()
         for fold in ending:
             self.finish_total(fold)
+
+    def by_lanes(self, nest: Nest, members: list[Piece], ending: list[Folded]) -> bool:
+        """Whether a loop can be cut into whole vectors, each lane with a sum of its own: what a compiler makes of a reduction adds the
+        lanes one after the other."""
+        if any(f.op != "sum" or f.target.kind != "real" for f in ending) or any(isinstance(p, Spread) for p in members):
+            return False
+        if any(isinstance(p, Folded) and nest.axis in p.folded and p not in ending for p in members):
+            return False
+        bound = self.bound(nest.axis, False)
+        return bound.isdigit() and int(bound) % PAD == 0
+
+    def nest_by_lanes(self, nest: Nest, fixed: tuple[str, ...], ending: list[Folded]) -> None:
+        self.functions |= {"sum_of_lanes", "UNROLL"}
+        variable, bound = self.axis_names[nest.axis], self.bound(nest.axis, False)
+        first = self.names.new(f"{variable}_first")
+        sums = {fold: self.names.new(f"{self.name_of(fold.target)}_lanes") for fold in ending}
+        for fold, name in sums.items():
+            self.put(f"float {name}[{PAD}] = {{0}};")
+            self.lanes[fold] = f"{name}[{variable} - {first}]"
+        self.open(f"UNROLL for (int {first} = 0; {first} < {bound}; {first} += {PAD})")
+        self.pragma("omp simd")
+        self.open(f"for (int {variable} = {first}; {variable} < {first} + {PAD}; {variable}++)")
+        self.emit(nest.items, (*fixed, nest.axis))
+        self.close()
+        self.close()
+        for fold, name in sums.items():
+            del self.lanes[fold]
+            self.total_known(fold, f"sum_of_lanes({name})")
 
     def simd(self, axis: str, members: list[Piece], ending: list[Folded]) -> None:
         """The pragma that lets the innermost loop be vectorised, unless its order matters."""
@@ -225,7 +258,9 @@ class Runs(Scope):
         """One element joins a fold."""
         x = self.operand_text(fold)
         total = self.totals.get(fold)
-        if fold.op == "argmax":
+        if fold in self.lanes:
+            self.combine(self.lanes[fold], fold.op, fold.target, x)
+        elif fold.op == "argmax":
             assert fold.index is not None and fold.best is not None
             best, place = (f"{total}_value", total) if total else (self.target(fold.best), self.target(fold.target))
             self.keep_larger(x.text, self.index(fold.index).text, best, place)
@@ -257,7 +292,11 @@ class Runs(Scope):
         if fold.op == "argmax" and fold.mode == "join":
             assert fold.best is not None
             self.keep_larger(f"{total}_value", total or "", self.target(fold.best), self.target(fold.target))
-        elif fold.mode == "set":
+        else:
+            self.total_known(fold, total)
+
+    def total_known(self, fold: Folded, total: str) -> None:
+        if fold.mode == "set":
             self.assign(fold.target, total)
         else:
             self.combine(self.target(fold.target), fold.op, fold.target, Text(total, PRIMARY), fold.rescale)

@@ -38,7 +38,9 @@ class StepBuilder(Values):
         replay: Mapping[str, str],
         rows: tuple[str, int] | None,
         again: frozenset[str] = frozenset(),
+        in_memory: bool = False,
     ) -> None:
+        """``in_memory``: memory is as good a place for states as any, so that replayed ones are only there."""
         self.context = context
         self.structure = context.structure
         self.body = recurrence.body
@@ -52,6 +54,7 @@ class StepBuilder(Values):
         self.sparse: set[ir.Node] = set()
         self.time = self.body.along
         self.grid = self.structure.sort(a for a in self.body.parallel if a != self.rows)
+        self.in_memory = in_memory and len(self.time) == 1
         self.again = again
         """Leaves without a time axis that every step loads again."""
         self.states = {c.name: self._local(c) for c in (*self.body.states, *self.body.replayed)}
@@ -156,12 +159,12 @@ class StepBuilder(Values):
         segment = segment_axis(body)
         scope = Scope(frozenset([segment]))
         self.scopes.append(scope)
-        leaves = dict(body.checkpoints)
-        for c in body.replayed:
-            self._set(c.name, leaves[c.name])
         start = ir.pointwise("mul", index(segment), ir.const(SEGMENT))
         stop = ir.pointwise("min", ir.pointwise("add", start, ir.const(SEGMENT)), ir.size(axis))
-        self._loops(self.time, not body.reverse, (start, stop), lambda: self._replay(start), "the steps of the segment again")
+        if self.in_memory:
+            self._replay_in_memory(start, stop)
+        else:
+            self._replay_on_chip(start, stop)
         self._loops(self.time, body.reverse, (start, stop), lambda: self._undo(start), "and back")
         self.scopes.pop()
         loop = Loop(segment, None, ir.const(0), ir.size(segment), tuple(scope.statements), "segments of steps", body.reverse)
@@ -169,6 +172,47 @@ class StepBuilder(Values):
 
     def _place_in(self, start: ir.Node) -> tuple[tuple[str, ir.Node], ...]:
         return ((replay_axis(self.body), ir.pointwise("sub", index(self.time[0]), start)),)
+
+    def _replay_in_memory(self, start: ir.Node, stop: ir.Node) -> None:
+        """Every step reads the states where the one before put them, and puts the next ones beside them."""
+        forwards, one = self.body.reverse, ir.const(1)
+        last = ir.pointwise("sub", stop, one)
+        axis = replay_axis(self.body)
+        slot = ir.const(0) if forwards else ir.pointwise("sub", last, start)
+        leaves = dict(self.body.checkpoints)
+        for c in self.body.replayed:
+            self._emit(leaves[c.name])
+            store = Store(self.replay[c.name], leaves[c.name], self._checked(self.replay[c.name]), ((axis, slot),))
+            self.scopes[-1].statements.append(store)
+
+        def step() -> None:
+            before = self._load_states("replayed", start)
+            values = {c.name: self._lowered(c.next, before) for c in self.body.replayed}
+            for node in values.values():
+                self._emit(node)
+            ((_, here),) = self._place_in(start)
+            there = ((axis, ir.pointwise("add" if forwards else "sub", here, one)),)
+            for name, node in values.items():
+                self.scopes[-1].statements.append(Store(self.replay[name], node, self._checked(self.replay[name]), there))
+
+        bounds = (start, last) if forwards else (ir.pointwise("add", start, one), stop)
+        self._loops(self.time, not forwards, bounds, step, "the steps of the segment again")
+
+    def _replay_on_chip(self, start: ir.Node, stop: ir.Node) -> None:
+        """Every step puts the states into memory, and keeps them."""
+        leaves = dict(self.body.checkpoints)
+        for c in self.body.replayed:
+            self._set(c.name, leaves[c.name])
+        self._loops(self.time, not self.body.reverse, (start, stop), lambda: self._replay(start), "the steps of the segment again")
+
+    def _load_states(self, suffix: str, start: ir.Node) -> dict[str, ir.Node]:
+        """The states before this step, as the replay left them."""
+        found: dict[str, ir.Node] = {}
+        for c in self.body.replayed:
+            buffer = self.replay[c.name]
+            found[c.name] = ir.make(ir.Input, (*c.axes, *self.time), "real", f"{c.name}_{suffix}")
+            self._append(found[c.name], Load(found[c.name], buffer, self._place_in(start), self._checked(buffer)))
+        return found
 
     def _replay(self, start: ir.Node) -> None:
         for c in self.body.replayed:
@@ -178,12 +222,7 @@ class StepBuilder(Values):
 
     def _undo(self, start: ir.Node) -> None:
         body = self.body
-        before: dict[str, ir.Node] = {}
-        for c in body.replayed:
-            buffer = self.replay[c.name]
-            before[c.name] = ir.make(ir.Input, (*c.axes, *self.time), "real", f"{c.name}_before")
-            load = Load(before[c.name], buffer, self._place_in(start), self._checked(buffer))
-            self._append(before[c.name], load)
+        before = self._load_states("before", start)
         for name, node in body.values:
             self._store(name, self._lowered(node, before))
         for name, node, over in body.totals:

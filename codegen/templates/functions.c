@@ -394,6 +394,22 @@ static void *allocate(int64_t bytes)
     return memory;
 }
 
+//// sum_of_lanes
+// The sum of 16 partial sums, by halves.
+INLINE float sum_of_lanes(const float *lanes)
+{
+    const lanes8 by_8 = *(const lanes8 *)lanes + *(const lanes8 *)(lanes + 8);
+    const lanes4 low = {by_8[0], by_8[1], by_8[2], by_8[3]}, high = {by_8[4], by_8[5], by_8[6], by_8[7]};
+    const lanes4 by_4 = low + high;
+    return (by_4[0] + by_4[2]) + (by_4[1] + by_4[3]);
+}
+
+//// lanes8
+typedef float lanes8 __attribute__((vector_size(32), aligned(4), may_alias));
+
+//// lanes4
+typedef float lanes4 __attribute__((vector_size(16), aligned(4), may_alias));
+
 //// sum_of
 // The sum of a row, in a fixed order.
 INLINE float sum_of(const float *row, int count)
