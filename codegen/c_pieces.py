@@ -222,3 +222,10 @@ def _depends(piece: Piece, other: Piece) -> bool:
 def inside(items: list[Piece | Nest]) -> list[Piece]:
     """Every piece of the nests, in order."""
     return [p for item in items for p in (inside(item.items) if isinstance(item, Nest) else [item])]
+
+
+def innermost(nest: Nest) -> list[Nest]:
+    """The loops of a nest that hold no other."""
+    if nest.innermost:
+        return [nest]
+    return [found for item in nest.items if isinstance(item, Nest) for found in innermost(item)]

@@ -10,7 +10,9 @@ from ..compiler.affine import affine
 from ..compiler.plan import Index, Load
 from .c_expressions import ORDER, PRIMARY, PRODUCT, SUM, UNARY, Text, wrap
 from .c_lowering import Alias, Diagonal, Product, Step, TileLoad
-from .c_pieces import Copy, Define, Fill, Folded, Gather, Move, Nest, Piece, Scale, Spread, Write, all_reads, arrange, inside, writes
+from .c_pieces import (
+    Copy, Define, Fill, Folded, Gather, Move, Nest, Piece, Scale, Spread, Write, all_reads, arrange, innermost, inside, writes,
+)  # fmt: skip
 from .c_scope import Scope
 from .c_storage import PAD, Tile
 
@@ -32,7 +34,8 @@ class Runs(Scope):
         self.definitions: dict[ir.Node, Definition] = {}
         self.totals: dict[Folded, str] = {}
         self.lanes: dict[Folded, str] = {}
-        """Folds whose elements join one of ``PAD`` partial sums, by name of the element."""
+        """Folds whose elements join one of ``PAD`` partial sums, by the name of these."""
+        self.lane = ""
 
     # Runs of pieces -------------------------------------------------------------------------------------------------
 
@@ -112,12 +115,18 @@ class Runs(Scope):
     def nest(self, nest: Nest, fixed: tuple[str, ...]) -> None:
         members = inside(nest.items)
         ending = [p for p in members if isinstance(p, Folded) and p.folded and set(p.space) - set(fixed) <= set(p.folded)]
-        ending = [p for p in ending if p not in self.totals]
-        if nest.innermost and ending and self.by_lanes(nest, members, ending):
-            self.nest_by_lanes(nest, fixed, ending)
-            return
+        ending = [p for p in ending if p not in self.totals and p not in self.lanes]
+        vectors = {p for inner in innermost(nest) if self.by_lanes(inner) for p in inside(inner.items)}
         for fold in ending:
-            self.start_total(fold)
+            self.start_total(fold, fold in vectors)
+        if nest.innermost and any(p in self.lanes for p in members):
+            self.loop_by_lanes(nest, fixed)
+        else:
+            self.loop(nest, members, fixed)
+        for fold in ending:
+            self.finish_total(fold)
+
+    def loop(self, nest: Nest, members: list[Piece], fixed: tuple[str, ...]) -> None:
         if nest.innermost:
             self.simd(nest.axis, members, [p for p in members if isinstance(p, Folded) and p in self.totals and nest.axis in p.folded])
         relaxed = nest.innermost and all(
@@ -128,36 +137,28 @@ class Runs(Scope):
         self.open(f"for (int {variable} = 0; {variable} < {self.bound(nest.axis, relaxed)}; {variable}++)")
         self.emit(nest.items, (*fixed, nest.axis))
         self.close()
-        for fold in ending:
-            self.finish_total(fold)
 
-    def by_lanes(self, nest: Nest, members: list[Piece], ending: list[Folded]) -> bool:
-        """Whether a loop can be cut into whole vectors, each lane with a sum of its own: what a compiler makes of a reduction adds the
-        lanes one after the other."""
-        if any(f.op != "sum" or f.target.kind != "real" for f in ending) or any(isinstance(p, Spread) for p in members):
-            return False
-        if any(isinstance(p, Folded) and nest.axis in p.folded and p not in ending for p in members):
+    def by_lanes(self, nest: Nest) -> bool:
+        """Whether an innermost loop can be cut into whole vectors, each lane with a sum of its own: what a compiler makes of a reduction
+        adds the lanes one after the other."""
+        members = inside(nest.items)
+        folds = [p for p in members if isinstance(p, Folded) and nest.axis in p.folded]
+        if any(f.op != "sum" or f.target.kind != "real" for f in folds) or any(isinstance(p, Spread) for p in members):
             return False
         bound = self.bound(nest.axis, False)
         return bound.isdigit() and int(bound) % PAD == 0
 
-    def nest_by_lanes(self, nest: Nest, fixed: tuple[str, ...], ending: list[Folded]) -> None:
-        self.functions |= {"sum_of_lanes", "UNROLL"}
+    def loop_by_lanes(self, nest: Nest, fixed: tuple[str, ...]) -> None:
+        self.functions.add("UNROLL")
         variable, bound = self.axis_names[nest.axis], self.bound(nest.axis, False)
         first = self.names.new(f"{variable}_first")
-        sums = {fold: self.names.new(f"{self.name_of(fold.target)}_lanes") for fold in ending}
-        for fold, name in sums.items():
-            self.put(f"float {name}[{PAD}] = {{0}};")
-            self.lanes[fold] = f"{name}[{variable} - {first}]"
+        self.lane = f"{variable} - {first}"
         self.open(f"UNROLL for (int {first} = 0; {first} < {bound}; {first} += {PAD})")
         self.pragma("omp simd")
         self.open(f"for (int {variable} = {first}; {variable} < {first} + {PAD}; {variable}++)")
         self.emit(nest.items, (*fixed, nest.axis))
         self.close()
         self.close()
-        for fold, name in sums.items():
-            del self.lanes[fold]
-            self.total_known(fold, f"sum_of_lanes({name})")
 
     def simd(self, axis: str, members: list[Piece], ending: list[Folded]) -> None:
         """The pragma that lets the innermost loop be vectorised, unless its order matters."""
@@ -238,7 +239,12 @@ class Runs(Scope):
             return start if "INF" in start else start + ".0f"
         return {"-INFINITY": "INT64_MIN", "INFINITY": "INT64_MAX"}.get(start, start)
 
-    def start_total(self, fold: Folded) -> None:
+    def start_total(self, fold: Folded, by_lanes: bool) -> None:
+        if by_lanes:
+            self.functions.add("sum_of_lanes")
+            self.lanes[fold] = self.names.new(f"{self.name_of(fold.target)}_lanes")
+            self.put(f"float {self.lanes[fold]}[{PAD}] = {{0}};")
+            return
         name = self.names.new(f"{self.name_of(fold.target)}_{_TOTAL.get(fold.op, fold.op)}")
         self.totals[fold] = name
         if fold.op == "argmax":
@@ -259,7 +265,7 @@ class Runs(Scope):
         x = self.operand_text(fold)
         total = self.totals.get(fold)
         if fold in self.lanes:
-            self.combine(self.lanes[fold], fold.op, fold.target, x)
+            self.combine(f"{self.lanes[fold]}[{self.lane}]", fold.op, fold.target, x)
         elif fold.op == "argmax":
             assert fold.index is not None and fold.best is not None
             best, place = (f"{total}_value", total) if total else (self.target(fold.best), self.target(fold.target))
@@ -288,6 +294,9 @@ class Runs(Scope):
             self.put(f"{target} = {function}({target}, {x.text});")
 
     def finish_total(self, fold: Folded) -> None:
+        if fold in self.lanes:
+            self.total_known(fold, f"sum_of_lanes({self.lanes.pop(fold)})")
+            return
         total = self.totals.pop(fold)
         if fold.op == "argmax" and fold.mode == "join":
             assert fold.best is not None

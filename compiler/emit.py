@@ -203,7 +203,10 @@ class KernelBuilder(Sweeps):
         parts = [f"keeps {', '.join(self.structure.sort(self.group.kept)) or 'nothing'}"]
         parts += [f"sweeps {', '.join(self.structure.sort(loop))}" for loop in self.loops if loop]
         rows = None if self.outer else self.rows
-        return Kernel(self.name, self.grid, rows, dict(self.block), whole, (*tiles, *whole), body, "; ".join(parts), self.extra is not None)
+        order = (*tiles, *whole)
+        if self.context.loops_first and not loops:  # as tensors lie, so that what lies side by side is a vector
+            order = self.structure.sort(order)
+        return Kernel(self.name, self.grid, rows, dict(self.block), whole, order, body, "; ".join(parts), self.extra is not None)
 
     def _store(self, task: Task) -> None:
         value = self._low(task.node)
