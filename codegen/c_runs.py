@@ -11,8 +11,23 @@ from ..compiler.plan import Index, Load
 from .c_expressions import ORDER, PRIMARY, PRODUCT, SUM, UNARY, Text, wrap
 from .c_lowering import Alias, Diagonal, Product, Step, TileLoad
 from .c_pieces import (
-    Copy, Define, Fill, Folded, Gather, Move, Nest, Piece, Scale, Spread, Write, all_reads, arrange, innermost, inside, writes,
-)  # fmt: skip
+    Copy,
+    Define,
+    Fill,
+    Folded,
+    Gather,
+    Move,
+    Nest,
+    Piece,
+    Scale,
+    Spread,
+    Write,
+    all_reads,
+    arrange,
+    innermost,
+    inside,
+    writes,
+)
 from .c_scope import Scope
 from .c_storage import PAD, Tile
 

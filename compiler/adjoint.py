@@ -2,7 +2,8 @@
 
 With S' = f(S, x) and y = g(S, x) at every step, the adjoint carries dS from the last step to the first:
 dS = (df/dS)^T dS' + (dg/dS)^T dy, and gives dx = (df/dx)^T dS' + (dg/dx)^T dy of every step. Where it needs S, it replays the
-forward steps from checkpoints. A linear recurrence has an adjoint of its own class.
+forward steps from checkpoints; but states that are small beside the weights they meet are kept for every step, and so are their
+products. A linear recurrence has an adjoint of its own class.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ def adjoint_recurrence(
     pairs += [(outer(node), cotangents[name]) for name, node in body.values if name in cotangents]
     operands = [x for x in forward.operands if x in reach and x.kind == "real"]
     found = pull_back(pairs, [*states.values(), *operands])
+    products = kept_products(body)
+    if products:
+        kept: dict[ir.Node, ir.Node] = {states[c.name]: ir.result(forward, f"before_{c.name}", {*c.axes, *body.along}) for c in body.states}
+        kept |= {outer(p): ir.result(forward, f"product_{n}", {*p.axes, *body.along}) for n, p in enumerate(products)}
+        found = {x: substitute(node, kept) for x, node in found.items()}
     replayed = tuple(ir.Carry(c.name, c.axes, None, steps[c.name]) for c in body.states)
     carries = tuple(
         ir.Carry(names[c.name], c.axes, cotangents.get(f"final_{c.name}"), found.get(states[c.name], ZERO)) for c in body.states
@@ -63,6 +69,27 @@ def adjoint_recurrence(
         for leaf, adjoint in pull_back([(outer(start), carved.finals[names[s]])], operands).items():
             if leaf in operands:
                 yield leaf, adjoint
+
+
+def kept_products(body: ir.Body) -> list[ir.Reduce]:
+    """The products of weights with states that are vectors beside them, in the steps of a body.
+
+    A step that is undone needs them again, and they cost many times more than to read what came of them: they are kept for every
+    step, and so are the states.
+    """
+
+    def own(axes: Collection[str]) -> int:
+        return len(set(axes) - body.parallel - set(body.along))
+
+    most = max((own(c.axes) for c in body.states), default=0)
+    found: list[ir.Reduce] = []
+    for n in ir.topological([c.next for c in body.states]):
+        if isinstance(n, ir.Reduce) and n.op == "sum":
+            parts = factors(n.x)
+            weights = [f for f in parts if not set(body.along) & set(f.axes) and own(f.axes) > most]
+            if weights and any(isinstance(m, ir.StateValue) for f in parts for m in ir.topological([f])):
+                found.append(n)
+    return found
 
 
 def _quiet(gradient: ir.Node) -> ir.Node:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import ir
-from .adjoint import replay_axis, segment_axis
+from .adjoint import kept_products, replay_axis, segment_axis
 from .algebra import add, factors, with_children
 from .emit_values import Context, Scope, Values
 from .plan import ONCE, Accumulate, Assign, Begin, Kernel, Load, Local, Loop, Store, index, local, origin
@@ -149,10 +149,20 @@ class StepBuilder(Values):
         self.scopes[-1].statements.append(Loop(ONCE, None, ir.const(0), once, tuple(stores), "the first step of a segment"))
 
     def _step(self) -> None:
-        """One step forward."""
-        for name, node in self.body.values:
-            self._store(name, self._lowered(node))
+        """One step, by states that are on chip."""
+        for c in self.body.states:
+            self._store(f"before_{c.name}", self.states[c.name])
+        for n, product in enumerate(kept_products(self.body)):
+            self._store(f"product_{n}", self._lowered(product))
+        self._values_and_totals({})
         self._move({c.name: self._lowered(c.next) for c in self.body.states})
+
+    def _values_and_totals(self, replayed: Mapping[str, ir.Node]) -> None:
+        for name, node in self.body.values:
+            self._store(name, self._lowered(node, replayed))
+        for name, node, over in self.body.totals:
+            if name in self.buffers:
+                self._add(self.totals[name], self._lowered(node, replayed), over)
 
     def _segments(self) -> None:
         body, axis = self.body, self.time[0]
@@ -223,11 +233,7 @@ class StepBuilder(Values):
     def _undo(self, start: ir.Node) -> None:
         body = self.body
         before = self._load_states("before", start)
-        for name, node in body.values:
-            self._store(name, self._lowered(node, before))
-        for name, node, over in body.totals:
-            if name in self.buffers:
-                self._add(self.totals[name], self._lowered(node, before), over)
+        self._values_and_totals(before)
         self._move({c.name: self._lowered(c.next, before) for c in body.states})
 
     def _add(self, total: Local, x: ir.Node, over: tuple[str, ...]) -> None:

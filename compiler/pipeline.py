@@ -370,7 +370,8 @@ def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], 
     written = "_".join(b for names in places.values() for b in names)
     name = f"{work.direction}_{written}" if len(written) < 60 else f"{work.direction}_steps_of_{'_'.join(c.name for c in body.states)}"
     note = f"steps of {', '.join(c.name for c in body.states)} along {', '.join(body.along)}"
-    work.kernels.append(StepBuilder(context, found, places, replay, rows, again, lowered.target.backend == "c").build(_unused(name, work), note))
+    builder = StepBuilder(context, found, places, replay, rows, again, lowered.target.backend == "c")
+    work.kernels.append(builder.build(_unused(name, work), note))
     return replaced
 
 

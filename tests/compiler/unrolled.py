@@ -4,6 +4,7 @@ equations."""
 from __future__ import annotations
 
 from weft.compiler import ir
+from weft.compiler.adjoint import kept_products
 from weft.compiler.algebra import reduce_sum, substitute
 
 
@@ -79,5 +80,10 @@ class Unroller:
                 last = ir.const(0)
                 at = [(a, last if body.reverse else ir.pointwise("sub", ir.size(a), ir.const(1))) for a in body.along]
                 return ir.read(substitute(c.next, given), at)
+            if n.name == f"before_{c.name}":
+                return self._before(made, c, body.along)
+        for number, product in enumerate(kept_products(body)):
+            if n.name == f"product_{number}":
+                return substitute(product, given)
         assert n.name.startswith("checkpoint_"), n.name
         return n
