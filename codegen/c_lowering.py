@@ -289,6 +289,8 @@ class Lowering:
             return None
         if rows is None and right.index(columns) == 0:
             return None  # a matrix times a vector: dot products along the rows as they lie
+        if rows is None and outer is not None and self.space(rhs)[-1] == outer:
+            return None  # no row of any of the matrices lies together
         if rescale is not None and columns in rescale.axes:
             return None
         if isinstance(target, Local) and self.space(target)[-1] != columns:

@@ -55,7 +55,18 @@ class Structure:
         return not self.storable(operand_axes(node)) or bool(set(node.over) & (self.pair | self.related) - self.whole)
 
     def sort(self, axes: Iterable[str]) -> tuple[str, ...]:
-        return tuple(sorted(axes, key=lambda a: (self.order.get(a, len(self.order)), a)))
+        return tuple(sorted(axes, key=lambda a: (self.order.get(original(a), len(self.order)), a)))
+
+
+def copied(axis: str, number: int) -> str:
+    """The name of the so-and-so-manieth axis of the same size and meaning, where a product has an axis several times."""
+    return f"{axis}.{number}" if number > 1 else axis
+
+
+def original(axis: str) -> str:
+    """The axis that a copy is one of; any other axis itself."""
+    name, dot, number = axis.rpartition(".")
+    return name if dot and number.isdigit() else axis
 
 
 def operand_axes(node: ir.Reduce) -> set[str]:

@@ -20,6 +20,8 @@ __all__ = ["execute", "traced_call"]
 
 ASKED = "backend='reference' was asked for"
 FLOAT64 = "the inputs are float64, and generated kernels compute in float32"
+SHORT = 128
+"""Sequences shorter than this are not worth a look at whether their sums separate."""
 RENAMED = "an origin is given along an axis by whose other name a state is read"
 NO_INPUTS = "there is no input whose device it could run on"
 
@@ -36,7 +38,7 @@ def execute(call: Call, tracing: bool = False) -> list[Tensor]:
     call = cast_operands(call)
     if (call.initial or call.return_final) and call.backend != "reference":
         return _execute_stateful(call, watched, tracing)
-    variant = _choose(call)
+    call, variant = _as_recurrence(call) or (call, _choose(call))
     if isinstance(variant, Unfused):
         if call.strict:
             raise errors.NotFused(call.kernel.name, variant.reasons)
@@ -46,6 +48,19 @@ def execute(call: Call, tracing: bool = False) -> list[Tensor]:
     if 0 in call.bound.extents.values():  # nothing to launch
         return _run_reference(call, tracing)
     return _run_fused(call, variant, watched, tracing)
+
+
+def _as_recurrence(call: Call) -> tuple[Call, Variant] | None:
+    """A long call whose sums separate, as a call of the recurrence, if that is fused whole."""
+    if call.backend == "reference" or call.bound.promoted == torch.float64 or max(call.bound.extents.values(), default=0) < SHORT:
+        return None
+    from .dual import with_dual
+
+    other = with_dual(call)
+    if other is call:
+        return None
+    variant = _choose(other)
+    return None if isinstance(variant, Unfused) or variant.reasons else (other, variant)
 
 
 def _execute_stateful(call: Call, watched: bool, tracing: bool) -> list[Tensor]:

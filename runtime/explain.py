@@ -7,18 +7,19 @@ instructions are read from the binary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .costs import Cost, KernelCost, buffer_bytes, plan_cost, totals
+from .problem import Problem
 
 if TYPE_CHECKING:
     from ..compiler.pipeline import Lowered
     from ..compiler.plan import Plan
+    from .dual import DualKernel
     from .kernel import Kernel
-    from .problem import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class Explanation:
     gpu_note: str = ""
     states: tuple[str, ...] = ()
     """The class of every state, and why."""
+    dual: str = ""
+    """Whether long calls run as a recurrence, and from which length."""
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
@@ -80,7 +83,27 @@ class Explanation:
 
 
 def explain(kernel: Kernel, problem: Problem, target: str = "c", dtype: str = "float32") -> Explanation:
-    """Plans a kernel for a target at the extents of ``problem`` and counts."""
+    """Plans a kernel for a target at the extents of ``problem`` and counts: as a recurrence, where that is what would run."""
+    from .dual import DualKernel, dual_of
+
+    if not kernel.states:
+        dual = dual_of(kernel)
+        if isinstance(dual, DualKernel):
+            return _explain_dual(kernel, dual, problem, target, dtype)
+    return _explain(kernel, problem, target, dtype)
+
+
+def _explain_dual(kernel: Kernel, dual: DualKernel, problem: Problem, target: str, dtype: str) -> Explanation:
+    query, key = dual.dual.query, dual.dual.key
+    length = dual.crossover(problem.extents)
+    text = f"its sums over {key} separate: on CPUs, from {length} on and with as many keys as queries, a recurrence along {query}"
+    if target != "c" or problem.extents[query] != problem.extents[key] or problem.extents[query] < length:
+        return replace(_explain(kernel, problem, target, dtype), dual=text)
+    extents = dual.extents(problem.extents)
+    return replace(_explain(dual, Problem(dual.typed, extents, extents, problem.params), target, dtype), dual=text)
+
+
+def _explain(kernel: Kernel, problem: Problem, target: str, dtype: str) -> Explanation:
     lowered = kernel.lowered(target, dtype=getattr(torch, dtype), extents=problem.extents, params=problem.params)
     head = (kernel.name, target, dtype, str(problem))
     outside = tuple(lowered.outside)
@@ -160,6 +183,8 @@ def _resources(kernel: Kernel, target: str, dtype: str, problem: Problem) -> tup
 def _lines(found: Explanation) -> Iterable[str]:
     yield f"{found.kernel} for {found.target}, {found.dtype}: {found.problem}"
     yield f"class     {found.kind}"
+    if found.dual:
+        yield f"dual      {found.dual}"
     yield from (f"state     {text}" for text in found.states)
     for direction in (found.forward, found.backward):
         if direction is not None:

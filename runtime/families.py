@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .dual import DualKernel
     from .stateful import StatefulKernel
     from .variants import Chosen, Unfused, Variant
 
@@ -18,6 +19,8 @@ class Families:
         self.found: dict[Chosen, list[Variant | Unfused]] = {}
         self.stateful: dict[tuple[tuple[str, ...], bool], StatefulKernel] = {}
         """The kernel with states as inputs and outputs, by which go in and whether they come out."""
+        self.dual: DualKernel | str | None = None
+        """The kernel as a recurrence, or why it is none; None: not looked for yet."""
         self._lock = threading.RLock()
         self._owner = os.getpid()
 

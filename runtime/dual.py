@@ -1,0 +1,94 @@
+"""Long calls of kernels whose sums separate: the kernel as a recurrence, in linear time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..compiler.duality import Dual, Inseparable, find_dual
+from .arguments import Bound, Call
+from .cache import digest
+from .kernel import Kernel, SpecFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..compiler import ir
+    from ..dsl import typed
+
+STEP_COST, POWER_COST = 2.5, 9.0
+"""What going through an element of a state costs on a CPU, forward and backward, in multiples of what a product of a pair of positions
+costs: measured with retention, and with the states of the second power of `based` and `rebased`."""
+
+
+class DualKernel(Kernel):
+    """``base`` as a recurrence along its query axis, for calls with as many keys as queries."""
+
+    def __init__(self, base: Kernel) -> None:
+        self._base = base
+        self.dual: Dual = find_dual(base.graph)
+        axes = tuple(a.name for a in self.dual.graph.kernel.axes)
+        head = base.header()._replace(identity=digest(base.identity, "dual"), axes=axes)
+        super().__init__(head, SpecFile(base.file.filename, base.spec))
+
+    @property
+    def typed(self) -> typed.Kernel:
+        """The declaration, with one axis for queries and keys."""
+        return self.dual.graph.kernel
+
+    @property
+    def graph(self) -> ir.Graph:
+        """The equations, with states in place of sums."""
+        return self.dual.graph
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return DualKernel, (self._base,)
+
+    def crossover(self, extents: Mapping[str, int]) -> int:
+        """The length from which the recurrence is faster on a CPU.
+
+        A query meets half of the keys on average, and a product with each; a step goes through the states twice.
+        """
+
+        def size(axes: tuple[str, ...]) -> int:
+            return math.prod(extents[self.dual.copies.get(a, a)] for a in axes)
+
+        powers = [any(a in self.dual.copies for a in axes) for axes in self.dual.work]
+        step = sum(2 * size(axes) * (POWER_COST if power else STEP_COST) for axes, power in zip(self.dual.work, powers, strict=True))
+        return math.ceil(2 * step / sum(size(axes) for axes in self.dual.pair))
+
+    def extents(self, extents: Mapping[str, int]) -> dict[str, int]:
+        """The extents of its axes, from those of a call of the base."""
+        return {a: extents[self.dual.copies.get(a, a)] for a in self.axis_names}
+
+
+def dual_of(kernel: Kernel) -> DualKernel | str:
+    """The kernel as a recurrence, or why it is none."""
+    found = kernel.families.dual
+    if found is None:
+        with kernel.families.lock:
+            if kernel.families.dual is None:
+                try:
+                    kernel.families.dual = DualKernel(kernel)
+                except Inseparable as error:
+                    kernel.families.dual = str(error)
+            found = kernel.families.dual
+    return found
+
+
+def with_dual(call: Call) -> Call:
+    """The same call of the recurrence, where there is one and the call is long enough; or the call."""
+    if call.kernel.states or call.backend not in (None, "c") or call.bound.device.type != "cpu":
+        return call
+    kernel = dual_of(call.kernel)
+    if isinstance(kernel, str):
+        return call
+    query, key, extents = kernel.dual.query, kernel.dual.key, call.bound.extents
+    aligned = extents[query] == extents[key] and call.origin.get(query, 0) == call.origin.get(key, 0)
+    if not aligned or extents[query] < kernel.crossover(extents):
+        return call
+    bound = call.bound
+    fresh = Bound(kernel.extents(extents), bound.params, bound.promoted, bound.device)
+    origin = {a: n for a, n in call.origin.items() if a in kernel.axis_names}
+    return replace(call, kernel=kernel, bound=fresh, origin=origin)
