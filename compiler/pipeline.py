@@ -22,6 +22,7 @@ from .names import name_nodes
 from .outside import split_outside
 from .plan import Buffer, Dtype, Kernel, Plan
 from .recurrence import make_recurrences
+from .scans import scans_as_states
 from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table, ordered
 from .tasks import Group, NotFused, Planner, Task, group_tasks, merge_sums, nest_sums
 from .verify import verify
@@ -126,9 +127,10 @@ def _lower(lowered: Lowered) -> None:
 
 def _recur(lowered: Lowered, constants: dict[ir.Node, ir.Node]) -> tuple[ir.Graph, list[str]]:
     """The graph with its states as recurrences; as it was, and why, where they are none."""
-    graph = lowered.graph
+    given = lowered.graph
+    graph = scans_as_states(given)
     if not graph.states:
-        return graph, []
+        return given, []
 
     def prepared(node: ir.Node) -> ir.Node:
         return canonicalise({"": substitute(node, constants)})[""]
@@ -149,7 +151,7 @@ def _recur(lowered: Lowered, constants: dict[ir.Node, ir.Node]) -> tuple[ir.Grap
     try:
         made = make_recurrences(ir.Graph(graph.kernel, outputs, states), outputs)
     except NotFused as error:
-        return graph, [str(error)]
+        return given, [str(error)]
     lowered.passes["recur"] = made
     return ir.Graph(graph.kernel, made, {}, graph.names, graph.spans), []
 
@@ -552,12 +554,19 @@ def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str],
 
 
 def _kernels(units: list[tuple[Group, Group | None]], context: Context, direction: str) -> list[Kernel]:
-    kernels: list[Kernel] = []
-    for group, extra in units:
-        written = "_".join(b for t in (*group.tasks, *(extra.tasks if extra else ())) for b in (t.buffer, *t.also))
-        name = f"{direction}_{written}" if len(written) < 60 else f"{direction}_{group.tasks[0].buffer}_and_{len(group.tasks) - 1}_more"
-        kernels.append(build_kernel(context, group, name.replace(".", "_"), extra))
-    return kernels
+    return [kernel for group, extra in units for kernel in _kernels_of(group, extra, context, direction)]
+
+
+def _kernels_of(group: Group, extra: Group | None, context: Context, direction: str) -> list[Kernel]:
+    """One kernel for all tasks of a group; where no program can hold that, one for each."""
+    written = "_".join(b for t in (*group.tasks, *(extra.tasks if extra else ())) for b in (t.buffer, *t.also))
+    name = f"{direction}_{written}" if len(written) < 60 else f"{direction}_{group.tasks[0].buffer}_and_{len(group.tasks) - 1}_more"
+    try:
+        return [build_kernel(context, group, name.replace(".", "_"), extra)]
+    except NotFused:
+        if len(group.tasks) < 2 or extra is not None:
+            raise
+    return [kernel for t in group.tasks for kernel in _kernels_of(Group([t]), None, context, direction)]
 
 
 def _touched(kernel: Kernel) -> set[str]:

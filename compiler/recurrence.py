@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 Roots = dict[str, ir.Node]
+Groups = dict[tuple[tuple[str, ...], bool, int], list[ir.Carry]]
+"""States by time axes and direction; the number tells apart what has to be several recurrences."""
 
 
 def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
@@ -31,13 +33,13 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
     roots = {name: _last_step(graph, name, expand(node)) for name, node in outputs.items() if finals[name] is None}
     needed = _needed(graph, [*outputs.values()])
     roots = {name: _apart(graph, node) for name, node in roots.items()}
-    groups: dict[tuple[tuple[str, ...], bool], list[ir.Carry]] = {}
+    groups: Groups = {}
     for name in states:
         if name in needed:
             s = states[name]
             start = None if s.init is None else expand(s.init)
-            groups.setdefault((s.along, s.reverse), []).append(ir.Carry(name, s.axes, start, expand.version(name, len(s.updates))))
-    for (along, _), carries in groups.items():
+            groups.setdefault((s.along, s.reverse, 0), []).append(ir.Carry(name, s.axes, start, expand.version(name, len(s.updates))))
+    for (along, *_), carries in groups.items():
         for c in carries:
             for n in ir.topological([c.next]):
                 positions = {p.axis for p in ir.topological([n]) if isinstance(p, ir.Position)} if n.kind == "bool" else set()
@@ -52,7 +54,14 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
         everything |= {f"start {name}": c.start for name, c in waiting.items() if c.start is not None}
         wanted = {f for f in finals.values() if f in {c.name for c in carries}}
         carver = Carver(key[0], key[1], tuple(carries), _shapes(graph, outputs), inner=_features(graph, key[0]))
-        carved = carver.carve(everything, wanted)
+        try:
+            carved = carver.carve(everything, wanted)
+        except NotFused:
+            apart = _components(carries)
+            if len(apart) == 1:
+                raise
+            groups = {(*key[:2], key[2] * 100 + n + 1): part for n, part in enumerate(apart)} | groups
+            continue
         ended |= carved.finals
         roots = {name: carved.roots[name] for name in roots}
         groups = {
@@ -118,7 +127,21 @@ def _needed(graph: ir.Graph, roots: list[ir.Node]) -> set[str]:
     return found
 
 
-def _next_group(groups: Mapping[tuple[tuple[str, ...], bool], list[ir.Carry]]) -> tuple[tuple[tuple[str, ...], bool], list[ir.Carry]]:
+def _components(carries: list[ir.Carry]) -> list[list[ir.Carry]]:
+    """The states that need each other, those first that others need: what is one recurrence after the other."""
+    import networkx as nx
+
+    by_name = {c.name: c for c in carries}
+    needs = nx.DiGraph()
+    needs.add_nodes_from(by_name)
+    for c in carries:
+        used = {n.name for n in ir.topological([c.next]) if isinstance(n, ir.StateValue)}
+        needs.add_edges_from((name, c.name) for name in sorted(used & by_name.keys()))
+    order = nx.condensation(needs)
+    return [[c for c in carries if c.name in order.nodes[n]["members"]] for n in nx.topological_sort(order)]
+
+
+def _next_group(groups: Groups) -> tuple[tuple[tuple[str, ...], bool, int], list[ir.Carry]]:
     """States whose steps need no state of another group."""
     for key, carries in groups.items():
         own = {c.name for c in carries}
