@@ -1,8 +1,8 @@
 """Pass: running reductions of stored values become states.
 
 Before: a = cumsum[t](x). After: a state a <- a + x along t, read at every step. A running log-sum-exp is a sum relative to a running
-maximum, which no gradient passes: the value does not depend on it. A scan of a value that no tensor could hold stays what it is, and so does
-an exclusive one, whose last element reaches nothing: a step would let a nan of it into gradients.
+maximum, which no gradient passes: the value does not depend on it. A scan of a value that no tensor could hold stays what it is; so
+does an exclusive one, whose last element reaches nothing: a step would let a nan of it into gradients.
 """
 
 from __future__ import annotations
