@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 LOGS = {
     "gla": "g", "simple_gla": "g", "hgrn": "g", "hgrn2": "g", "rwkv6": "w", "rwkv7": "g", "kda": "log_a", "gated_delta": "g",
-    "gated_delta_product": "g", "gdn2": "g", "comba": "g", "gsa": "g", "momentum_delta": "log_alpha", "forgetting": "log_f",
+    "gated_delta_product": "g", "gdn2": "g", "comba": "g", "gsa": "g", "momentum_delta": "log_alpha",
 }  # fmt: skip
 """Gates that are logarithms of decays."""
-OTHERS = {"ssd": "dt", "selective_scan": "dt", "mlstm": "fg", "mlstm_sigmoid": "fg", "slstm": "fx", "min_lstm": "fx", "rwkv4": "decay"}
+OTHERS = {"ssd": "dt", "selective_scan": "dt", "mlstm": "fg", "mlstm_sigmoid": "fg", "slstm": "fx", "rwkv4": "decay"}
 """Gates of other kinds, with the same mean decays."""
 LEVELS = (0.01, 1.0, 5.0, 10.0, 20.0)
 
@@ -37,9 +37,8 @@ def gated(name: str, level: float) -> Kernel:
     drawn = {"dt": spread, "decay": f"log({spread})"}.get(gate, f"-{spread}")
     text = (SPECS / f"{name}.weft").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not re.match(rf"    sample ({gate}|a) = ", line)]
-    end = next(
-        n for n, line in enumerate(lines) if line.endswith(":") and n >= next(m for m, t in enumerate(lines) if t.startswith("kernel "))
-    )
+    start = next(n for n, line in enumerate(lines) if line.startswith("kernel "))
+    end = next(n for n, line in enumerate(lines) if n >= start and line.endswith(":"))
     lines.insert(end + 1, f"    sample {gate} = {drawn}")
     if gate == "dt":
         lines.insert(end + 1, "    sample a = -exp(normal() / 4)")
