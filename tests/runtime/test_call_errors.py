@@ -35,7 +35,7 @@ kernel half(x[n]: float16) -> y[n]:
     y = 2 * x
 
 kernel running(x[b,t]) -> y[b,t]:
-    y = cumsum[t](x)
+    y = cumsum[t, exclusive](x)
 """
 
 KERNELS = weft.loads(TEXT, name="bad_calls.weft")

@@ -42,7 +42,7 @@ INSEPARABLE = {
     "a sigmoid": ("    mask j <= i\n    o = sum[j](sigmoid(sum[d](q * k)) * v)", "sigmoid of a weight"),
     "a distance that does not decay": ("    mask j <= i\n    o = sum[j]((i - j) * sum[d](q * k) * v)", "grows with i - j"),
     "a decay by squared distance": ("    mask j <= i\n    o = sum[j](0.9**((i - j) * (i - j)) * sum[d](q * k) * v)", "pow of a weight"),
-    "a reversed running sum": (
+    "twice a running sum": (
         "    a = cumsum[t](g) * 2\n    mask j <= i\n    o = sum[j](exp(a[t -> i] - a[t -> j]) * sum[d](q * k) * v)",
         "exp of a weight",
     ),
