@@ -139,6 +139,14 @@ class BadOption(CallError):
 _EXAMPLES = {"sizes": "{'m': 4}", "origin": "{'i': 100}", "initial": "{'S': tensor}", "cu_seqlens": "{'t': tensor}", "history": "{}"}
 
 
+class BadSequences(CallError):
+    """Bounds of packed sequences that are none."""
+
+    def __init__(self, kernel: str, axis: str, what: str) -> None:
+        mend = f"Write cu_seqlens={{'{axis}': torch.tensor([0, 5, 12])}} for a sequence of 5 steps and one of 7."
+        super().__init__(f"{kernel}: cu_seqlens['{axis}'] {what}. {mend}")
+
+
 class BadOrigin(CallError):
     def __init__(self, kernel: str, axis: str, value: object) -> None:
         super().__init__(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .dual import DualKernel
+    from .packed import PackedKernel
     from .stateful import StatefulKernel
     from .variants import Chosen, Unfused, Variant
 
@@ -19,6 +20,8 @@ class Families:
         self.found: dict[Chosen, list[Variant | Unfused]] = {}
         self.stateful: dict[tuple[tuple[str, ...], bool], StatefulKernel] = {}
         """The kernel with states as inputs and outputs, by which go in and whether they come out."""
+        self.packed: dict[str, PackedKernel] = {}
+        """The kernel on packed sequences, by the axis along which they lie."""
         self.dual: DualKernel | str | None = None
         """The kernel as a recurrence, or why it is none; None: not looked for yet."""
         self._lock = threading.RLock()

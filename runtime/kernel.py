@@ -135,15 +135,21 @@ class Kernel:
         Returns the output, or a named tuple of the outputs. ``sizes`` gives the extents of axes that no input has and
         ``origin`` the first position along an axis. ``initial`` starts states at given values; with ``return_final``
         the result is a pair of what it is otherwise and a dict of final values, which the next call takes as
-        ``initial``. ``backend`` is ``"triton"`` (default on GPUs), ``"c"`` (default on CPUs) or ``"reference"``; what no
+        ``initial``. ``cu_seqlens`` gives the bounds of sequences packed along the time axis of a recurrence, whose states begin
+        anew with each. ``backend`` is ``"triton"`` (default on GPUs), ``"c"`` (default on CPUs) or ``"reference"``; what no
         generated kernel covers runs as PyTorch, and with ``strict`` raises ``NotFused``. float64 inputs always run as
         the reference, because generated kernels compute in float32. Raises ``CallError`` for arguments that the
         declaration does not allow and ``NotSupported`` for what this version cannot do.
         """
         from .execute import execute, traced_call
 
-        arguments.check_unsupported(self, cu_seqlens, history, return_final, deterministic)
+        arguments.check_unsupported(self, cu_seqlens, history, initial, return_final, deterministic)
         inputs = arguments.named_inputs(self, tensors, named)
+        if cu_seqlens:
+            from .packed import packed
+
+            made, inputs = packed(self, inputs, cu_seqlens)
+            return made(**inputs, **named, sizes=sizes, origin=origin, backend=backend, strict=strict)
         if torch.compiler.is_dynamo_compiling():
             values = traced_call(self.key, inputs, named, sizes, origin, initial, return_final, backend, strict)
             return self._result(values, return_final)

@@ -224,8 +224,25 @@ CASES: dict[str, Case] = {
     "packed": (
         lambda: attend(q(), k(), v(), keep(), cu_seqlens={"i": torch.tensor([0, 5])}),
         errors.NotSupported,
-        "attend: packed sequences (cu_seqlens=) are not supported yet. They are planned; until then, call the kernel on each sequence "
-        "by itself.",
+        "attend: packed sequences along i, where no state goes, are not supported yet. Call the kernel on each sequence by itself.",
+    ),
+    "packed with states": (
+        lambda: decay(torch.ones(2, 3, 4), torch.ones(2, 3), return_final=True, cu_seqlens={"t": torch.tensor([0, 3])}),
+        errors.NotSupported,
+        "decay: states that go into or come out of packed sequences (cu_seqlens= with initial= or return_final=) are not supported yet. "
+        "They are planned; until then, call the kernel on each sequence by itself.",
+    ),
+    "bounds of floats": (
+        lambda: decay(torch.ones(2, 3, 4), torch.ones(2, 3), cu_seqlens={"t": torch.tensor([0.0, 3.0])}),
+        errors.BadSequences,
+        "decay: cu_seqlens['t'] is no tensor of ints with one dimension. Write cu_seqlens={'t': torch.tensor([0, 5, 12])} for a sequence "
+        "of 5 steps and one of 7.",
+    ),
+    "bounds that end early": (
+        lambda: decay(torch.ones(2, 3, 4), torch.ones(2, 3), cu_seqlens={"t": torch.tensor([0, 2])}),
+        errors.BadSequences,
+        "decay: cu_seqlens['t'] does not rise from 0 to 3, the extent of t. Write cu_seqlens={'t': torch.tensor([0, 5, 12])} for a "
+        "sequence of 5 steps and one of 7.",
     ),
     "history": (
         lambda: attend(q(), k(), v(), keep(), history={"k": k()}),

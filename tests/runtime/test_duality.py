@@ -159,3 +159,20 @@ def test_explain_says_so() -> None:
     assert "rows, one sweep" in short
     assert "recurrence: steps of state_1 along i" in long
     assert "dual" not in str(explain(kernel("full"), posed(kernel("full"), 4096, 16)))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_calls_choose_too(dynamic: bool, always: None) -> None:
+    made = kernel("retention")
+    torch._dynamo.reset()
+
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return made(q, k, v, strict=True).sin()
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for length in (64, 130, 200):
+        tensors = [torch.randn(1, 2, length, 16, requires_grad=True) for _ in range(3)]
+        got, want = compiled(*tensors), made.reference(*tensors).sin()
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        found, right = (torch.autograd.grad(o.sum(), tensors) for o in (got, want))
+        torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4)
