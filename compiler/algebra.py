@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import ir
@@ -393,6 +394,12 @@ def substitute(node: ir.Node, replacement: dict[ir.Node, ir.Node]) -> ir.Node:
             continue
         memo[n] = with_children(n, tuple(memo[c] for c in ir.children(n)))
     return memo[node]
+
+
+def map_state(state: ir.State, change: Callable[[ir.Node], ir.Node]) -> ir.State:
+    """A state with all its expressions changed."""
+    init, condition = (None if x is None else change(x) for x in (state.init, state.where))
+    return replace(state, init=init, updates=tuple(change(u) for u in state.updates), where=condition)
 
 
 def with_children(node: ir.Node, new: tuple[ir.Node, ...]) -> ir.Node:

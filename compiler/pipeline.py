@@ -135,18 +135,7 @@ def _recur(lowered: Lowered, constants: dict[ir.Node, ir.Node]) -> tuple[ir.Grap
     def prepared(node: ir.Node) -> ir.Node:
         return canonicalise({"": substitute(node, constants)})[""]
 
-    states = {
-        name: ir.State(
-            name,
-            s.axes,
-            s.along,
-            s.reverse,
-            None if s.init is None else prepared(s.init),
-            tuple(prepared(u) for u in s.updates),
-            None if s.where is None else prepared(s.where),
-        )
-        for name, s in graph.states.items()
-    }
+    states = {name: algebra.map_state(s, prepared) for name, s in graph.states.items()}
     outputs = {name: prepared(node) for name, node in graph.outputs.items()}
     try:
         made = make_recurrences(ir.Graph(graph.kernel, outputs, states), outputs)

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from . import ir
-from .algebra import where, with_children
+from .algebra import map_state, where, with_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,18 +24,7 @@ def scans_as_states(graph: ir.Graph) -> ir.Graph:
     shapes = [set(t.axes) for t in (*graph.kernel.inputs, *graph.kernel.outputs)]
     made = _States(graph, shapes)
     outputs = {name: made(node) for name, node in graph.outputs.items()}
-    states = {
-        name: ir.State(
-            name,
-            s.axes,
-            s.along,
-            s.reverse,
-            None if s.init is None else made(s.init),
-            tuple(made(u) for u in s.updates),
-            None if s.where is None else made(s.where),
-        )
-        for name, s in graph.states.items()
-    }
+    states = {name: map_state(s, made) for name, s in graph.states.items()}
     if not made.found:
         return graph
     names = {made.memo.get(node, node): name for node, name in graph.names.items()}

@@ -59,7 +59,7 @@ class Structure:
 
 
 def copied(axis: str, number: int) -> str:
-    """The name of the so-and-so-manieth axis of the same size and meaning, where a product has an axis several times."""
+    """The name of the first, second ... axis of one size and meaning, where a product has an axis several times."""
     return f"{axis}.{number}" if number > 1 else axis
 
 
