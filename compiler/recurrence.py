@@ -8,6 +8,7 @@ outside and reads what the recurrence stores of every step.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 from . import ir
@@ -46,6 +47,7 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
                 if positions & set(along) and positions & set(c.axes):
                     raise NotFused(f"the state {c.name} compares positions of steps with its own, a key for every position")
     ended: dict[str, ir.Node] = {}
+    number = count(1)
     while groups:
         key, carries = _next_group(groups)
         del groups[key]
@@ -60,7 +62,7 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
             apart = _components(carries)
             if len(apart) == 1:
                 raise
-            groups = {(*key[:2], key[2] * 100 + n + 1): part for n, part in enumerate(apart)} | groups
+            groups = {(*key[:2], next(number)): part for part in apart} | groups
             continue
         ended |= carved.finals
         roots = {name: carved.roots[name] for name in roots}
