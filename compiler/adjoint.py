@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import ir
-from .algebra import ZERO, factors, product, substitute
+from .algebra import ZERO, factors, product, substitute, with_children
 from .recurrence import Carver
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ def adjoint_recurrence(
     roots = {str(n): found[x] for n, x in enumerate(operands) if x in found}
     if any(isinstance(n, ir.Pointwise) and n.op == "where" for n in ir.topological([*steps.values(), *(node for node, _ in pairs)])):
         roots = {name: _quiet(node) for name, node in roots.items()}
+    if any(_chooses(node, body.along) for node in steps.values()):
+        back = set(names.values())
+        roots = {name: _quiet_inside(node, back) for name, node in roots.items()}
+        carries = tuple(ir.Carry(c.name, c.axes, c.start, _quiet_inside(c.next, back)) for c in carries)
     used = {
         n.name for node in (*roots.values(), *(c.next for c in carries)) for n in ir.topological([node]) if isinstance(n, ir.StateValue)
     }
@@ -99,6 +103,27 @@ def _quiet(gradient: ir.Node) -> ir.Node:
     if len(coming) in (0, len(parts)) or set(product(coming).axes) != set(gradient.axes):
         return gradient
     return ir.pointwise("where", ir.pointwise("eq", product(coming), ZERO), ZERO, gradient)
+
+
+def _chooses(step: ir.Node, along: Collection[str]) -> bool:
+    """Whether the step number says which elements of a state are kept: what they would have become otherwise may be anything."""
+    conditions = [n.args[0] for n in ir.topological([step]) if isinstance(n, ir.Pointwise) and n.op == "where"]
+    return any(set(along) & set(c.axes) and set(c.axes) - set(along) for c in conditions)
+
+
+def _quiet_inside(root: ir.Node, back: Collection[str]) -> ir.Node:
+    """The sums of ``root`` with 0 for every term to which nothing comes back through the states ``back``."""
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological([root]):
+        new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+        if isinstance(new, ir.Reduce) and new.op == "sum":
+            parts = factors(new.x)
+            coming = [f for f in parts if any(isinstance(m, ir.StateValue) and m.name in back for m in ir.topological([f]))]
+            if coming and len(coming) < len(parts):
+                quiet = ir.pointwise("where", ir.pointwise("eq", product(coming), ZERO), ZERO, new.x)
+                new = ir.reduce("sum", new.over, quiet, new.where)
+        memo[n] = new
+    return memo[root]
 
 
 def segment_axis(body: ir.Body) -> str:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 Roots = dict[str, ir.Node]
-Groups = dict[tuple[tuple[str, ...], bool, int], list[ir.Carry]]
+Key = tuple[tuple[str, ...], bool, int]
+Groups = dict[Key, list[ir.Carry]]
 """States by time axes and direction; the number tells apart what has to be several recurrences."""
 
 
@@ -38,32 +39,38 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
     for name in states:
         if name in needed:
             s = states[name]
-            start = None if s.init is None else expand(s.init)
-            groups.setdefault((s.along, s.reverse, 0), []).append(ir.Carry(name, s.axes, start, expand.version(name, len(s.updates))))
-    for (along, *_), carries in groups.items():
-        for c in carries:
-            for n in ir.topological([c.next]):
-                positions = {p.axis for p in ir.topological([n]) if isinstance(p, ir.Position)} if n.kind == "bool" else set()
-                if positions & set(along) and positions & set(c.axes):
-                    raise NotFused(f"the state {c.name} compares positions of steps with its own, a key for every position")
+            start = None if s.init is None else _apart(graph, expand(s.init))
+            step = _apart(graph, expand.version(name, len(s.updates)))
+            groups.setdefault((s.along, s.reverse, 0), []).append(ir.Carry(name, s.axes, start, step))
     ended: dict[str, ir.Node] = {}
     number = count(1)
+    postponed: set[Key] = set()
     while groups:
-        key, carries = _next_group(groups)
+        key, carries = _next_group(groups, postponed)
         del groups[key]
         waiting = {f"{c.name} of {n}": c for n, cs in enumerate(groups.values()) for c in cs}
         everything = roots | {name: c.next for name, c in waiting.items()}
         everything |= {f"start {name}": c.start for name, c in waiting.items() if c.start is not None}
         wanted = {f for f in finals.values() if f in {c.name for c in carries}}
-        carver = Carver(key[0], key[1], tuple(carries), _shapes(graph, outputs), inner=_features(graph, key[0]))
+        shapes = _shapes(graph, outputs)
+
+        def carver(shapes: list[tuple[str, ...]], key: Key = key, carries: tuple[ir.Carry, ...] = tuple(carries)) -> Carver:
+            return Carver(key[0], key[1], carries, shapes, inner=_features(graph, key[0]))
+
         try:
-            carved = carver.carve(everything, wanted)
+            carved = carver(shapes).carve(everything, wanted)
         except NotFused:
             apart = _components(carries)
-            if len(apart) == 1:
-                raise
-            groups = {(*key[:2], next(number)): part for part in apart} | groups
-            continue
+            if len(apart) > 1:
+                groups = {(*key[:2], next(number)): part for part in apart} | groups
+                continue
+            if not _users(carries, groups):
+                if key in postponed or not groups:
+                    raise
+                postponed.add(key)
+                groups[key] = carries  # what needs these states may need others that are not there yet
+                continue
+            carved = carver([*shapes, *((*c.axes, *key[0]) for c in carries)]).carve(everything, wanted)
         ended |= carved.finals
         roots = {name: carved.roots[name] for name in roots}
         groups = {
@@ -143,14 +150,24 @@ def _components(carries: list[ir.Carry]) -> list[list[ir.Carry]]:
     return [[c for c in carries if c.name in order.nodes[n]["members"]] for n in nx.topological_sort(order)]
 
 
-def _next_group(groups: Groups) -> tuple[tuple[tuple[str, ...], bool, int], list[ir.Carry]]:
-    """States whose steps need no state of another group."""
-    for key, carries in groups.items():
-        own = {c.name for c in carries}
-        used = [n for c in carries for x in (c.next, c.start) if x is not None for n in ir.topological([x])]
-        if all(n.name in own for n in used if isinstance(n, ir.StateValue)):
-            return key, carries
-    raise NotFused("states along different axes need each other")
+def _next_group(groups: Groups, postponed: set[Key]) -> tuple[Key, list[ir.Carry]]:
+    """States whose steps need no state of another group; those first that another group needs, and last those postponed."""
+    ready = [(key, carries) for key, carries in groups.items() if _used(carries) <= {c.name for c in carries}]
+    if not ready:
+        raise NotFused("states along different axes need each other")
+    return min(ready, key=lambda group: (group[0] in postponed, not _users(group[1], groups)))
+
+
+def _used(carries: Iterable[ir.Carry]) -> set[str]:
+    """The states that the steps of some states, and what they start with, need."""
+    roots = [x for c in carries for x in (c.next, c.start) if x is not None]
+    return {n.name for n in ir.topological(roots) if isinstance(n, ir.StateValue)}
+
+
+def _users(carries: list[ir.Carry], groups: Groups) -> list[list[ir.Carry]]:
+    """The groups whose steps need some of these states."""
+    own = {c.name for c in carries}
+    return [other for other in groups.values() if other is not carries and own & _used(other)]
 
 
 class _Versions:
@@ -226,7 +243,7 @@ class Carver:
         values: dict[ir.Node, str] = {}
         totals: dict[ir.Node, ir.Reduce] = {}
         for n in order:
-            if n in self.after:
+            if n in self.after and not self._ending(n):
                 for c in ir.children(n):
                     if c in self.inside:
                         self._cut(n, c, values, totals)
@@ -261,8 +278,22 @@ class Carver:
         for k, (n, t) in enumerate(totals.items()):
             partial = ir.result(made, f"total_{k}", {*n.axes, *(set(t.over) & parallel)})
             became[n] = reduce_sum(set(t.over) & parallel, partial) if set(t.over) & parallel else partial
+        for n in order:
+            ending = self._ending(n)
+            if ending is not None:  # without a step there is nothing to read
+                taken = ir.pointwise("gt", ir.size(self.along[0]), ir.const(0))
+                became[n] = ir.pointwise("where", taken, ir.result(made, f"final_{ending.name}", ending.axes), ZERO)
         ended: dict[str, ir.Node] = {c.name: ir.result(made, f"final_{c.name}", c.axes) for c in self.states if c.name in finals}
         return Carved({name: substitute(node, became) for name, node in roots.items()}, ended)
+
+    def _ending(self, n: ir.Node) -> ir.Carry | None:
+        """The state that a node reads after the last step."""
+        match n:
+            case ir.Read(x=x, at=at) if {a for a, _ in at} == set(self.along):
+                last = [ir.const(0) if self.reverse else ir.pointwise("sub", ir.size(a), ir.const(1)) for a, _ in at]
+                if all(e is stop for (_, e), stop in zip(at, last, strict=True)):
+                    return next((c for c in self.states if c.next is x), None)
+        return None
 
     def _stateful(self, node: ir.Node) -> bool:
         return any(self._is_state(n) for n in ir.topological([node]))
@@ -406,7 +437,7 @@ class Carver:
         return n
 
     def _reads_step(self, f: ir.Node) -> bool:
-        return isinstance(f, ir.Read) and {a for a, _ in f.at} <= set(self.along) and any(self._is_state(n) for n in ir.topological([f.x]))
+        return isinstance(f, ir.Read) and not self._ending(f) and {a for a, _ in f.at} <= set(self.along) and any(self._is_state(n) for n in ir.topological([f.x]))
 
     def _parallel(self, nodes: Iterable[ir.Node]) -> frozenset[str]:
         coupled: set[str] = set()

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -106,7 +106,7 @@ def compile_kernel(
 def spilled_bytes(function: Any, entry: Entry, dtypes: Mapping[str, str], options: Mapping[str, int | bool], target: TargetName) -> int:
     """Bytes that a thread of one kernel, compiled for a GPU of NVIDIA, keeps in memory for want of registers."""
     compiled = _compile(function, entry, dtypes, options, target)
-    stack = _number(r"\bSTACK:(\d+)", _resource_usage(compiled))
+    stack = _number(r"\bSTACK:(\d+)", _resource_usage(compiled.asm["cubin"]))
     return stack if stack and _assembler_spills(compiled.asm["ptx"], target) else 0
 
 
@@ -119,10 +119,11 @@ def _compile(function: Any, entry: Entry, dtypes: Mapping[str, str], options: Ma
     return triton.compile(ASTSource(function, signature, constants, attributes), target=_gpu_target(target), options=launch)
 
 
-def _resource_usage(compiled: Any) -> str:
+@lru_cache(64)
+def _resource_usage(cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
-        path.write_bytes(compiled.asm["cubin"])
+        path.write_bytes(cubin)
         return _run_tool("cuobjdump", "--dump-resource-usage", str(path))
 
 
@@ -169,7 +170,7 @@ def _read_nvidia(kernel: str, target: TargetName, compiled: Any, dots: int) -> K
         path = Path(folder) / f"{kernel}.cubin"
         path.write_bytes(compiled.asm["cubin"])
         assembly = _run_tool("nvdisasm", "--print-code", str(path))
-    usage = _resource_usage(compiled)
+    usage = _resource_usage(compiled.asm["cubin"])
     stack = _number(r"\bSTACK:(\d+)", usage)
     spilled = bool(stack) and _assembler_spills(compiled.asm["ptx"], target)
     return KernelReport(
@@ -185,6 +186,7 @@ def _read_nvidia(kernel: str, target: TargetName, compiled: Any, dots: int) -> K
     )
 
 
+@lru_cache(64)
 def _assembler_spills(ptx: str, target: TargetName) -> bool:
     """Whether the stack of a binary holds spilled registers, as ``ptxas -v`` says. A sine or cosine of a large angle has a table there,
     with nothing spilled."""

@@ -16,6 +16,9 @@ from ..codegen.gpu_blocks import AGAINST_SPILLS, register_limit
 if TYPE_CHECKING:
     from ..codegen.source import Module, Specialization
 
+WORTH_ONE_STAGE = 512
+"""Bytes a thread. With one stage, what would be loaded ahead is not held; more than this was never cured by it."""
+
 
 def launches_against_spills(module: Module, spec: Specialization, target: str) -> dict[str, tuple[int, int]]:
     """Warps and stages by kernel, for those that spill with the ones they have.
@@ -42,7 +45,7 @@ def launches_against_spills(module: Module, spec: Specialization, target: str) -
             function, options = getattr(generated, entry.name), getattr(generated, f"{entry.name}_options")
             least = spilled_bytes(function, entry, dtypes, options, name)
             for warps, stages in AGAINST_SPILLS:
-                if not least:
+                if not least or (stages == 1 and least > WORTH_ONE_STAGE):
                     break
                 if warps < options["num_warps"] or (warps, stages) == (options["num_warps"], options["num_stages"]):
                     continue
