@@ -437,13 +437,18 @@ class Carver:
         return n
 
     def _reads_step(self, f: ir.Node) -> bool:
-        return isinstance(f, ir.Read) and not self._ending(f) and {a for a, _ in f.at} <= set(self.along) and any(self._is_state(n) for n in ir.topological([f.x]))
+        return (
+            isinstance(f, ir.Read)
+            and not self._ending(f)
+            and {a for a, _ in f.at} <= set(self.along)
+            and any(self._is_state(n) for n in ir.topological([f.x]))
+        )
 
     def _parallel(self, nodes: Iterable[ir.Node]) -> frozenset[str]:
         coupled: set[str] = set()
         for n in ir.topological(nodes):
             match n:
-                case ir.Reduce(over=over) if n in self.inside or self._in_step(n):
+                case ir.Reduce(over=over) if n in self.inside or self._in_step(n) or self._unstorable(n):
                     coupled.update(over)
                 case ir.Read(at=at) if n in self.inside:
                     coupled.update(a for a, _ in at)
@@ -475,6 +480,13 @@ class Carver:
             case _:
                 return False
 
+    def _unstorable(self, n: ir.Node) -> bool:
+        """A value for every pair of a step and a position that a state has too: a row of it is made at its step."""
+        if not isinstance(n, ir.Reduce | ir.Pointwise) or not set(self.along) & set(n.axes) or self._storable(n):
+            return False
+        own = {a for c in (*self.states, *self.replayed) for a in c.axes}
+        return any(isinstance(m, ir.Read) and {a for _, e in m.at for a in e.axes} & own & set(n.axes) for m in ir.topological([n]))
+
     def _leaves(self, nodes: Iterable[ir.Node]) -> tuple[tuple[ir.Input, ...], list[ir.Node], dict[ir.Node, ir.Node]]:
         """(leaves of the body, what they stand for, what to replace in the body's expressions)."""
         operands: dict[ir.Node, ir.Input] = {}
@@ -490,7 +502,7 @@ class Carver:
                 operands[n] = n
             elif isinstance(n, ir.StateValue):
                 raise NotFused(f"a step needs the state {n.name}, which steps along other axes")
-            elif n in self.inside or self._in_step(n):
+            elif n in self.inside or self._in_step(n) or self._unstorable(n):
                 stack.extend(ir.children(n))
             else:
                 leaf = ir.make(ir.Input, n.axes, n.kind, f"operand {len(placed)}")

@@ -21,7 +21,7 @@ RECURRENT = tuple(
     "linear_attn linear_plain lightning lightning_alibi simple_gla gla gla_bidirectional hgrn hgrn2 mlgru mlgru_released selective_scan "
     "ssd rwkv4 rwkv5 rwkv6 rwkv7 delta_rule gated_delta gated_delta_product kda gdn2 iplr comba momentum_delta mlstm mlstm_sigmoid slstm "
     "lstm lstm_np lstm_nig lstm_nfg lstm_nog lstm_niaf lstm_noaf lstm_cifg lstm_fgr lstm_coupled gru gru_torch min_gru min_lstm rg_lru rnn "
-    "rnn_s4 ids4 m2rnn gsa abc h3 short_conv titans ttt_linear".split()
+    "rnn_s4 ids4 m2rnn gsa abc h3 short_conv titans ttt_linear mesa_net deltaformer path path_fox".split()
 )
 """Recurrences and short convolutions, fused whole in both directions."""
 

@@ -22,6 +22,8 @@ def _problem(name: str, length: int, seed: int = 1) -> tuple[Kernel, list[Tensor
     inputs = [t.requires_grad_() if t.is_floating_point() else t for t in problem.inputs(seed=seed).values()]
     torch.manual_seed(seed)
     states = {s.name: torch.rand([problem.extents[a] for a in s.axes]).requires_grad_() for s in made.graph.states.values()}
+    if name == "mesa_net":  # conjugate gradients are for symmetric, positive matrices
+        states["H"] = (states["H"].detach() @ states["H"].detach().mT).requires_grad_()
     return made, inputs, states, dict(problem.params)
 
 
