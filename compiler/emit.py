@@ -95,7 +95,7 @@ class KernelBuilder(Sweeps):
             if loop not in self.loops:
                 self.loops.append(loop)
         self.rows = self._pick_rows(kept) if tiling.rows is not None else None
-        self.tiled_loops = {loop: pick_tiled(loop, self.structure) for loop in self.loops if loop}
+        self.tiled_loops = self._pick_tiles()
         scalars = kept - ({self.rows} if self.rows else set())
         self.outer: tuple[str, ...] = ()
         if extra is not None:
@@ -115,6 +115,16 @@ class KernelBuilder(Sweeps):
             self.block[axis] = context.block(axis, tiling.swept)
         self.pivots: list[Pivot] = []
         self.read = {n for g in (group, extra) if g is not None for t in g.tasks for n in t.needs if n in context.stored}
+
+    def _pick_tiles(self) -> dict[frozenset[str], str]:
+        """The tiled axis of every loop. An axis that one loop tiles, no other goes through index by index."""
+        chosen: dict[frozenset[str], str] = {}
+        for loop in sorted((loop for loop in self.loops if loop), key=len):
+            taken = sorted(loop & set(chosen.values()))
+            if len(taken) > 1:
+                raise NotFused(f"the sweeps of one row tile {' and '.join(taken)}, which another goes through together")
+            chosen[loop] = taken[0] if taken else pick_tiled(loop, self.structure)
+        return {loop: chosen[loop] for loop in self.loops if loop}
 
     def _pick_rows(self, kept: frozenset[str]) -> str | None:
         """The kept axis to tile: one that some operand of the sweeps lacks, so that its tile is used again and again."""
@@ -196,7 +206,7 @@ class KernelBuilder(Sweeps):
                     used.update(self.context.layout[b])
                 case _:
                     pass
-        loops = [a for a in self.tiled_loops.values() if a != self.rows]
+        loops = [a for a in dict.fromkeys(self.tiled_loops.values()) if a != self.rows]
         front = [self.rows] if self.rows else []
         tiles = loops + front if self.context.loops_first else front + loops
         whole = self.structure.sort(a for a in self.structure.whole if a in used and a not in self.block)

@@ -215,10 +215,13 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     sweeps += kept
     by_node = {node: name for name, node in reversed(outputs.items())}
     candidates: dict[ir.Node, Buffer] = {}
+    exact = {x for n in steps if isinstance(n, ir.Recurrence) for x in n.operands}  # as steps compute: what they read and begin with
+    exact |= {n for n in kept if isinstance(n, ir.Result) and n.name.startswith("checkpoint_")}
     for n in sweeps:
-        dtype: Dtype = "int32" if n.kind != "real" else _wide_dtype(lowered) if set(n.axes) & structure.whole else "float32"
-        exact = lowered.target.backend != "c" or lowered.hints.element_bytes >= 4 or n.kind != "real"
-        if n in by_node and not _declared_dtype(lowered, by_node[n]) and exact:
+        wide = _wide_dtype(lowered) if set(n.axes) & structure.whole and n not in exact else "float32"
+        dtype: Dtype = "int32" if n.kind != "real" else wide
+        kept_whole = lowered.target.backend != "c" or lowered.hints.element_bytes >= 4 or n.kind != "real"
+        if n in by_node and not _declared_dtype(lowered, by_node[n]) and kept_whole:
             candidates[n] = Buffer(by_node[n], layout[n], "input" if n.kind == "real" else dtype, "output")
         else:
             candidates[n] = Buffer(
@@ -321,9 +324,15 @@ def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], 
     lowered, body = work.lowered, found.body
     operands: dict[str, ir.Node] = {}
     held: dict[ir.Node, str] = {}
+    replaced: dict[ir.Node, ir.Node] = {}
     for leaf, x in zip(body.leaves, found.operands, strict=True):
+        root = next((name for name, root in left.items() if root is x and work.buffers[name].dtype == "float32"), None)
         if isinstance(x, ir.Input):
             held[leaf] = x.name
+        elif root is not None:  # it is to be stored anyway
+            held[leaf] = root
+            operands[root] = x
+            replaced[x] = ir.make(ir.Input, x.axes, x.kind, root)
         else:
             held[leaf] = name = f"t{work.temporaries() + 1}"
             operands[name] = x
@@ -335,7 +344,6 @@ def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], 
     segment = segment_axis(body)
     work.derived |= {segment: (body.along[0], SEGMENT), replay_axis(body): (None, SEGMENT)}
     places: dict[str, list[str]] = {}
-    replaced: dict[ir.Node, ir.Node] = {}
     for n in results:
         targets = [name for name, root in left.items() if root is n and set(work.buffers[name].axes) == set(n.axes)]
         if not targets:

@@ -30,7 +30,7 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
     states = dict(graph.states)
     if not any(isinstance(n, ir.StateValue) for n in ir.topological(outputs.values())):
         return outputs
-    expand = _Versions(graph)
+    expand = Versions(graph)
     finals = {name: _final_of(graph, name, node) for name, node in outputs.items()}
     roots = {name: _last_step(graph, name, expand(node)) for name, node in outputs.items() if finals[name] is None}
     needed = _needed(graph, [*outputs.values()])
@@ -170,7 +170,7 @@ def _users(carries: list[ir.Carry], groups: Groups) -> list[list[ir.Carry]]:
     return [other for other in groups.values() if other is not carries and own & _used(other)]
 
 
-class _Versions:
+class Versions:
     """Expressions in terms of states before the step only."""
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -481,11 +481,8 @@ class Carver:
                 return False
 
     def _unstorable(self, n: ir.Node) -> bool:
-        """A value for every pair of a step and a position that a state has too: a row of it is made at its step."""
-        if not isinstance(n, ir.Reduce | ir.Pointwise) or not set(self.along) & set(n.axes) or self._storable(n):
-            return False
-        own = {a for c in (*self.states, *self.replayed) for a in c.axes}
-        return any(isinstance(m, ir.Read) and {a for _, e in m.at for a in e.axes} & own & set(n.axes) for m in ir.topological([n]))
+        """A value of every step that no tensor could hold: it is made at its step."""
+        return isinstance(n, ir.Reduce | ir.Pointwise) and bool(set(self.along) & set(n.axes)) and not self._storable(n)
 
     def _leaves(self, nodes: Iterable[ir.Node]) -> tuple[tuple[ir.Input, ...], list[ir.Node], dict[ir.Node, ir.Node]]:
         """(leaves of the body, what they stand for, what to replace in the body's expressions)."""

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .chunked import ChunkedKernel
     from .dual import DualKernel
     from .packed import PackedKernel
     from .stateful import StatefulKernel
@@ -24,6 +25,8 @@ class Families:
         """The kernel on packed sequences, by the axis along which they lie."""
         self.dual: DualKernel | str | None = None
         """The kernel as a recurrence, or why it is none; None: not looked for yet."""
+        self.chunked: ChunkedKernel | str | None = None
+        """The kernel in chunks of steps, or why there is none; None: not looked for yet."""
         self._lock = threading.RLock()
         self._owner = os.getpid()
 

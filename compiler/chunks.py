@@ -1,0 +1,337 @@
+"""Pass: recurrences with a decay in chunks: within a chunk a sum over pairs of steps, from chunk to chunk a state.
+
+Before: S_t = exp(g_t) S_{t-1} + k_t v_t and o_t = q_t . S_t, one step after the other. After: with steps numbered from 0 in chunks of
+C, and G_t = g_0 + ... + g_t within a chunk, the state P before a chunk gives
+
+    o_t = exp(G_t) q_t . P + sum over s <= t of exp(G_t - G_s) (q_t . k_s) v_s
+    P' = exp(G_{C-1}) P + sum over s of exp(G_{C-1} - G_s) k_s v_s
+
+(Yang et al., 2023, eq. 4-7; Dao and Gu, 2024, section 6). All exponents are sums of gates that lie between a write and a read, so nothing
+overflows that the recurrence itself would not. Only matrix products and C times fewer steps are left, which is what GPUs are made for.
+The result is a graph as if a spec had said so: what is swept, fused and saved, and its backward pass, follow as for any other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ..dsl import typed
+from . import ir
+from .algebra import ONE, factors, product, total, with_children
+from .recurrence import Versions
+from .structure import copied
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LEAST_GATE = -88.0
+"""Log-decays below are taken for this one, which is 0 in float32: a difference of two sums with -inf in them would be no number."""
+
+Summand = tuple[int, list[ir.Node]]
+"""A sign and factors."""
+
+
+class Unchunkable(Exception):
+    """Why the steps of a kernel are taken one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """A kernel in chunks: ``time`` numbers the steps within one of them, ``chunk`` the chunks."""
+
+    time: str
+    chunk: str
+    key: str
+    graph: ir.Graph
+    per_feature: bool
+    """Whether a decay varies along an axis that a read sums: a pair of steps has no one weight then, and short chunks are better."""
+
+
+def find_chunks(graph: ir.Graph, length: int) -> Chunks:
+    """The kernel of a graph in chunks of ``length`` steps. Raises ``Unchunkable``."""
+    if not graph.states:
+        raise Unchunkable("it has no states")
+    times = {s.along for s in graph.states.values()}
+    if len(times) != 1 or len(next(iter(times))) != 1:
+        raise Unchunkable("its states go along several axes")
+    ((time,),) = times
+    return _Maker(graph, time, length).made()
+
+
+@dataclass(frozen=True, slots=True)
+class _Decayed:
+    """A state as it was before the step, times exp(``log_decay``) (None: 1), plus summands."""
+
+    log_decay: ir.Node | None
+    added: tuple[Summand, ...]
+
+
+@dataclass(slots=True)
+class _Maker:
+    graph: ir.Graph
+    time: str
+    length: int
+    per_feature: bool = False
+    _placed: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    _keyed: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    _steps: dict[str, _Decayed] = field(default_factory=dict)
+    _versions: Versions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._versions = Versions(self.graph)
+
+    @property
+    def chunk(self) -> str:
+        return f"{self.time}.chunk"
+
+    @property
+    def key(self) -> str:
+        """The axis of a chunk's steps that are read, where its own is that of the steps that read."""
+        return copied(self.time, 2)
+
+    def made(self) -> Chunks:
+        for name, s in self.graph.states.items():
+            if s.where is not None:
+                raise Unchunkable(f"some steps of {name} are left out")
+            self._steps[name] = self._decayed(name, len(s.updates))
+        states = {name: self._outer(s) for name, s in self.graph.states.items()}
+        outputs = {name: self._output(name, node) for name, node in self.graph.outputs.items()}
+        names = {self._placed[n]: name for n, name in self.graph.names.items() if n in self._placed}
+        for name, step in self._steps.items():
+            if step.log_decay is not None:
+                names[self._until(step.log_decay, self.graph.states[name].reverse)] = f"decay_{name}"
+        graph = ir.Graph(self._declared(), outputs, states, names)
+        return Chunks(self.time, self.chunk, self.key, graph, self.per_feature)
+
+    # Steps -----------------------------------------------------------------------------------------------------------
+
+    def _decayed(self, name: str, version: int) -> _Decayed:
+        """A version of a state in terms of the one before the step."""
+        summands = _expanded(self._versions.version(name, version))
+        kept = [f for _, f in summands if any(isinstance(n, ir.StateValue) for n in f)]
+        if len(kept) != 1 or any(sign < 0 for sign, f in summands if f is kept[0]):
+            raise Unchunkable(f"{name} is not what it was times a decay, plus something")
+        (own,) = [n for n in kept[0] if isinstance(n, ir.StateValue)]
+        others = [n for n in kept[0] if n is not own]
+        if own.name != name:
+            raise Unchunkable(f"the step of {name} needs {own.name}")
+        logs = [self._placed_at(_logarithm(f)) for f in others if f is not ONE]
+        added = tuple((sign, [self._placed_at(n) for n in f]) for sign, f in summands if f is not kept[0])
+        return _Decayed(total((1, x) for x in logs) if logs else None, added)
+
+    def _until(self, log_decay: ir.Node, reverse: bool) -> ir.Node:
+        """The log-decays of a chunk added up to every step."""
+        if self.time not in log_decay.axes:
+            steps = ir.pointwise("sub", ir.size(self.time), ir.position(self.time)) if reverse else _next(self.time)
+            return ir.pointwise("mul", steps, log_decay)
+        gate = ir.pointwise("max", log_decay, ir.const(LEAST_GATE))
+        return ir.reduce("sum", [self.key], self._at_key(gate), self._seen(reverse, inclusive=True))
+
+    def _whole(self, log_decay: ir.Node) -> ir.Node:
+        """The log-decays of a chunk added up."""
+        if self.time not in log_decay.axes:
+            return ir.pointwise("mul", ir.size(self.time), log_decay)
+        return ir.reduce("sum", [self.time], ir.pointwise("max", log_decay, ir.const(LEAST_GATE)))
+
+    def _seen(self, reverse: bool, inclusive: bool) -> ir.Node:
+        """Whether a step of the chunk reads what another one wrote."""
+        op = ("ge" if reverse else "le") if inclusive else ("gt" if reverse else "lt")
+        return ir.pointwise(op, ir.position(self.key), ir.position(self.time))
+
+    def _outer(self, s: ir.State) -> ir.State:
+        """The state from chunk to chunk."""
+        step = self._steps[s.name]
+        before = ir.state_before(s.name, (*s.axes, self.chunk))
+        kept: ir.Node = before
+        weight: list[ir.Node] = []
+        if step.log_decay is not None:
+            whole = self._whole(step.log_decay)
+            kept = ir.pointwise("mul", ir.pointwise("exp", whole), before)
+            weight = [ir.pointwise("exp", ir.pointwise("sub", whole, self._until(step.log_decay, s.reverse)))]
+        written = [(sign, ir.reduce("sum", [self.time], product([*weight, *f]))) for sign, f in step.added]
+        return replace(s, along=(self.chunk,), updates=(total([(1, kept), *written]),))
+
+    # Reads -----------------------------------------------------------------------------------------------------------
+
+    def _output(self, name: str, node: ir.Node) -> ir.Node:
+        if isinstance(node, ir.StateValue):
+            declared = next(t.axes for t in self.graph.kernel.outputs if t.name == name)
+            s = self.graph.states[node.name]
+            if self.time in declared or node.version != len(s.updates):
+                raise Unchunkable(f"{node.name} is given at every step")
+            return ir.make(ir.StateValue, (*s.axes, self.chunk), "real", node.name, 1)
+        memo: dict[ir.Node, ir.Node] = {}
+        for n in ir.topological([self._placed_at(node)]):
+            new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+            if isinstance(new, ir.Reduce) and _has_states(new.x):
+                new = self._read(new)
+            memo[n] = new
+        found = memo[self._placed_at(node)]
+        if _has_states(found):
+            raise Unchunkable("a state is read element by element")
+        return found
+
+    def _read(self, n: ir.Reduce) -> ir.Node:
+        """A contraction with states as a contraction with those before the chunk and sums over its steps."""
+        if n.op != "sum" or n.where is not None:
+            raise Unchunkable(f"a state is read by {n.op}")
+        return total(part for sign, parts in _expanded(n.x) for part in self._read_one(sign, parts, n.over))
+
+    def _read_one(self, sign: int, parts: list[ir.Node], over: tuple[str, ...]) -> Iterable[tuple[int, ir.Node]]:
+        states = [f for f in parts if isinstance(f, ir.StateValue)]
+        others = [f for f in parts if f not in states]
+        if not states and not any(_has_states(f) for f in others):
+            yield sign, _contracted(others, over)
+            return
+        if len(states) != 1 or any(_has_states(f) for f in others):
+            raise Unchunkable("a state is read in another way than by a contraction")
+        (value,) = states
+        s = self.graph.states[value.name]
+        if len(set(s.axes) - set(over)) == len(s.axes):
+            raise Unchunkable(f"{value.name} is read element by element")
+        step = self._steps[s.name]
+        inclusive = value.version == len(s.updates)
+        until: ir.Node | None = None
+        written: ir.Node | None = None
+        if step.log_decay is not None:
+            written = self._until(step.log_decay, s.reverse)
+            until = written if inclusive else ir.pointwise("sub", written, step.log_decay)
+        if not inclusive:
+            own = self._decayed(s.name, value.version)
+            if own.log_decay is not None:
+                until = own.log_decay if until is None else ir.pointwise("add", until, own.log_decay)
+            for own_sign, f in own.added:
+                yield sign * own_sign, _contracted([*others, *f], over)
+        before = ir.state_before(s.name, (*s.axes, self.chunk))
+        decay = [] if until is None else [ir.pointwise("exp", until)]
+        yield sign, _contracted([*others, *decay, before], over)
+        between: list[ir.Node] = []
+        if until is not None:
+            earlier = ir.const(0.0) if written is None else self._at_key(written)
+            between = [ir.pointwise("exp", ir.pointwise("sub", until, earlier))]
+            self.per_feature |= bool(set(between[0].axes) & set(over))
+        seen = self._seen(s.reverse, inclusive)
+        for own_sign, f in step.added:
+            keys = [self._at_key(x) for x in f]
+            pair = [*others, *keys, *between]
+            inside = [x for x in pair if set(over) & set(x.axes)]
+            outside = [x for x in pair if x not in inside]
+            weighted = product([_contracted(inside, over), *(x for x in outside if self.key in x.axes)])
+            summed = ir.reduce("sum", [self.key], weighted, seen)
+            yield sign * own_sign, product([*(x for x in outside if self.key not in x.axes), summed])
+
+    # Names -----------------------------------------------------------------------------------------------------------
+
+    def _placed_at(self, root: ir.Node) -> ir.Node:
+        """``root`` of a step of a chunk, by the number of the chunk and of the step in it."""
+        for n in ir.topological([root]):
+            if n not in self._placed:
+                self._placed[n] = self._place(n)
+        return self._placed[root]
+
+    def _place(self, n: ir.Node) -> ir.Node:
+        match n:
+            case ir.Input(name=name, axes=axes) if self.time in axes:
+                return ir.make(ir.Input, (*axes, self.chunk), n.kind, name)
+            case ir.StateValue():
+                return n
+            case ir.Position(axis=axis) | ir.Size(axis=axis) if axis == self.time:
+                raise Unchunkable("a step needs its own number, or how many there are")
+            case ir.Read(at=at) if self.time in {a for a, _ in at}:
+                raise Unchunkable("other steps are read")
+            case ir.Reduce(over=over) | ir.Select(over=over) if self.time in over:
+                raise Unchunkable("all steps are reduced")
+            case ir.Scan(axis=axis) if axis == self.time:
+                raise Unchunkable("steps are scanned")
+            case _:
+                return with_children(n, tuple(self._placed[c] for c in ir.children(n)))
+
+    def _at_key(self, root: ir.Node) -> ir.Node:
+        """``root`` of a step that wrote, in place of one that reads."""
+        for n in ir.topological([root]):
+            if n not in self._keyed:
+                self._keyed[n] = self._rename(n)
+        return self._keyed[root]
+
+    def _rename(self, n: ir.Node) -> ir.Node:
+        match n:
+            case _ if self.time not in n.axes:
+                return n
+            case ir.Input() | ir.Reduce():
+                return ir.read(n, [(self.time, ir.position(self.key))])
+            case ir.Position(axis=axis) if axis == self.time:
+                return ir.position(self.key)
+            case _:
+                return with_children(n, tuple(self._keyed[c] for c in ir.children(n)))
+
+    def _declared(self) -> typed.Kernel:
+        kernel = self.graph.kernel
+
+        def split(t: typed.Tensor) -> typed.Tensor:
+            if any(self.time in dim and len(dim) > 1 for dim in t.dims):
+                raise Unchunkable(f"{self.time} is part of a dimension")
+            return replace(t, dims=tuple((self.chunk, self.time) if dim == (self.time,) else dim for dim in t.dims))
+
+        length = typed.Literal(frozenset(), "int", kernel.span, self.length)
+        axes = [a for a in kernel.axes if a.name != self.time]
+        axes += [typed.Axis(self.chunk, None, kernel.span), *(typed.Axis(a, length, kernel.span) for a in (self.time, self.key))]
+        inputs, outputs = tuple(split(t) for t in kernel.inputs), tuple(split(t) for t in kernel.outputs)
+        if any(a.extent is not None and a.name == self.time for a in kernel.axes):
+            raise Unchunkable(f"the extent of {self.time} is declared")
+        if not any(self.time in t.axes for t in inputs):
+            raise Unchunkable(f"no input has the axis {self.time}")
+        return replace(kernel, inputs=inputs, outputs=outputs, axes=tuple(axes))
+
+
+def _next(axis: str) -> ir.Node:
+    return ir.pointwise("add", ir.position(axis), ir.const(1))
+
+
+def _has_states(x: ir.Node) -> bool:
+    """Whether states of single steps are in an expression."""
+    return any(isinstance(n, ir.StateValue) and not any(a.endswith(".chunk") for a in n.axes) for n in ir.topological([x]))
+
+
+def _contracted(parts: list[ir.Node], over: tuple[str, ...]) -> ir.Node:
+    """The sum of a product, without the factors that the sum does not touch inside."""
+    inside = [f for f in parts if set(over) & set(f.axes)]
+    if not set(over) <= {a for f in inside for a in f.axes}:
+        raise Unchunkable(f"a state is read by a sum over {', '.join(over)}, which it has not")
+    return product([*(f for f in parts if f not in inside), ir.reduce("sum", over, product(inside))])
+
+
+def _expanded(x: ir.Node) -> list[Summand]:
+    """The summands of an expression, multiplied out where that takes states out of brackets."""
+    if not any(isinstance(n, ir.StateValue) for n in ir.topological([x])):
+        return [(1, list(factors(x)))]
+    match x:
+        case ir.Pointwise(op="add", args=(a, b)):
+            return [*_expanded(a), *_expanded(b)]
+        case ir.Pointwise(op="sub", args=(a, b)):
+            return [*_expanded(a), *((-sign, f) for sign, f in _expanded(b))]
+        case ir.Pointwise(op="neg", args=(a,)):
+            return [(-sign, f) for sign, f in _expanded(a)]
+        case ir.Pointwise(op="mul", args=(a, b)):
+            return [(m * n, [*f, *g]) for m, f in _expanded(a) for n, g in _expanded(b)]
+        case ir.Pointwise(op="div", args=(a, b)) if not any(isinstance(n, ir.StateValue) for n in ir.topological([b])):
+            return [(sign, [*f, ir.pointwise("div", ONE, b)]) for sign, f in _expanded(a)]
+        case _:
+            return [(1, [x])]
+
+
+def _logarithm(decay: ir.Node) -> ir.Node:
+    """The logarithm of a factor that is positive for every input. Raises ``Unchunkable``."""
+    match decay:
+        case ir.Pointwise(op="exp", args=(x,)):
+            return x
+        case ir.Pointwise(op="sigmoid", args=(x,)):
+            return ir.pointwise("logsigmoid", x)
+        case ir.Const(value=value) if value > 0:
+            return ir.const(math.log(value))
+        case ir.Pointwise(op="pow", args=(ir.Const(value=base), x)) if base > 0:
+            return ir.pointwise("mul", x, ir.const(math.log(base)))
+        case _:
+            what = decay.op if isinstance(decay, ir.Pointwise) else type(decay).__name__.lower()
+            raise Unchunkable(f"a decay ({what}) is no exponential, so its logarithm may not exist")

@@ -1,0 +1,81 @@
+"""Calls of recurrences on GPUs: the kernel in chunks of steps, which are matrix products.
+
+What is left over at the end of a sequence goes step by step, from the states that the last chunk leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..compiler.chunks import Chunks, Unchunkable, find_chunks
+from .arguments import Bound, Call
+from .cache import digest
+from .kernel import Kernel, SpecFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..compiler import ir
+    from ..dsl import typed
+
+LENGTH, SHORT_LENGTH = 64, 16
+"""Steps of a chunk: a tile of tensor cores' products; where a decay varies along summed features, a pair of steps has a product of its own
+for every one of them, and the pairs of a chunk must be few."""
+
+
+class ChunkedKernel(Kernel):
+    """``base`` in chunks, for calls with a whole number of them."""
+
+    def __init__(self, base: Kernel) -> None:
+        self._base = base
+        found = find_chunks(base.graph, LENGTH)
+        self.length = SHORT_LENGTH if found.per_feature else LENGTH
+        self.chunks: Chunks = find_chunks(base.graph, self.length) if found.per_feature else found
+        axes = tuple(a.name for a in self.chunks.graph.kernel.axes)
+        head = base.header()._replace(identity=digest(base.identity, f"chunks of {self.length}"), axes=axes)
+        super().__init__(head, SpecFile(base.file.filename, base.spec))
+
+    @property
+    def typed(self) -> typed.Kernel:
+        """The declaration, with the steps as steps of chunks."""
+        return self.chunks.graph.kernel
+
+    @property
+    def graph(self) -> ir.Graph:
+        """The equations in chunks."""
+        return self.chunks.graph
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ChunkedKernel, (self._base,)
+
+    def extents(self, extents: Mapping[str, int]) -> dict[str, int]:
+        """The extents of its axes, from those of a call of the base with a whole number of chunks."""
+        found = self.chunks
+        own = {found.time: self.length, found.key: self.length, found.chunk: extents[found.time] // self.length}
+        return {a: own[a] if a in own else extents[a] for a in self.axis_names}
+
+
+def chunked_of(kernel: Kernel) -> ChunkedKernel | str:
+    """The kernel in chunks, or why its steps are taken one by one."""
+    found = kernel.families.chunked
+    if found is None:
+        with kernel.families.lock:
+            if kernel.families.chunked is None:
+                try:
+                    kernel.families.chunked = ChunkedKernel(kernel)
+                except Unchunkable as error:
+                    kernel.families.chunked = str(error)
+            found = kernel.families.chunked
+    return found
+
+
+def in_chunks(call: Call) -> Call | None:
+    """The same call of the kernel in chunks, for a whole number of them; None where there is no such kernel."""
+    kernel = chunked_of(call.kernel)
+    if isinstance(kernel, str) or call.bound.extents[kernel.chunks.time] % kernel.length:
+        return None
+    bound = call.bound
+    fresh = Bound(kernel.extents(bound.extents), bound.params, bound.promoted, bound.device)
+    origin = {a: n for a, n in call.origin.items() if a in kernel.axis_names and a != kernel.chunks.time}
+    return replace(call, kernel=kernel, bound=fresh, origin=origin)
