@@ -437,10 +437,11 @@ def plan_rows(
     time = work.time
     first = analyse(kernel, forward, outputs, extents, hosts, in_memory=in_memory, time=time)
     roots = merge_sums(outputs, first)
-    structure = analyse(kernel, forward, roots, extents, hosts, in_memory=in_memory, time=time)
+    given = forward is not outputs
+    structure = analyse(kernel, forward if given else roots, roots, extents, hosts, in_memory=in_memory, time=time)
     roots = expand_lse(roots, structure)
     roots = nest_sums(roots, structure, shares=lowered.target.backend == "c")
-    structure = analyse(kernel, forward, roots, extents, [*hosts, *structure.shares], in_memory=in_memory, time=time)
+    structure = analyse(kernel, forward if given else roots, roots, extents, [*hosts, *structure.shares], in_memory=in_memory, time=time)
     lowered.by_extent |= structure.by_extent
     _check_whole(lowered, structure)
     buffers = dict(work.buffers)

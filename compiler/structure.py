@@ -41,6 +41,8 @@ class Structure:
     """Axes kept whole, or not, because of their extent."""
     tables: set[str] = field(default_factory=set)
     """Axes kept whole that are too long for a tile: sums by position along them are added to in memory."""
+    features: set[str] = field(default_factory=set)
+    """Axes that lie innermost in every input of several axes that has them."""
     shares: list[Axes] = field(default_factory=list)
     """Axes of the shares that heads store of a gradient that sums over them."""
 
@@ -153,6 +155,8 @@ def _order(kernel: Kernel, found: Structure) -> None:
     for tensor in (*kernel.inputs, *kernel.outputs):
         for dim in tensor.dims:
             found.minor.update(dim[1:])
+    wide = [t.axes for t in kernel.inputs if len(t.axes) > 1]
+    found.features = {axes[-1] for axes in wide} - {a for axes in wide for a in axes[:-1]}
     rank: dict[str, int] = {}
     for tensor in (*kernel.inputs, *kernel.outputs):
         for place, axis in enumerate(tensor.axes):
@@ -197,6 +201,9 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
         paired = [f for f in parts if not found.storable(f.axes)]
         if not paired and parts and not conditions:
             paired = [max(parts, key=lambda f: len(f.axes))]
+        elif not paired and parts:  # a sum of rows that the condition picks: the features of a row, and one program for every other axis
+            fixed = {a for c in conditions for a in c.axes} | set(sweep.over)
+            found.pair.update({a for f in parts for a in f.axes} - fixed - found.features - found.whole)
         for f in paired:
             found.pair.update(set(f.axes) - found.whole)
         for c in conditions:

@@ -92,7 +92,8 @@ def merge_sums(roots: dict[str, ir.Node], structure: Structure) -> dict[str, ir.
     """A sum of sums that no tensor could hold becomes one sum.
 
     Before: d_slope[h] = sum[i, j]((i - j) * sum[b](ds)). After: d_slope[h] = sum[b, i, j]((i - j) * ds).
-    A contraction (no factor of the inner sum has every axis) stays: it is a matrix product.
+    A contraction (no factor of the inner sum has every axis) stays: it is a matrix product. So does a sum over features
+    that others are multiplied to: it folds a tile before more is made of it.
     """
     memo: dict[ir.Node, ir.Node] = {}
     for n in ir.topological(roots.values()):
@@ -107,6 +108,8 @@ def _merge(n: ir.Reduce, structure: Structure) -> ir.Node:
         if not (isinstance(f, ir.Reduce) and f.op == "sum" and over & set(f.axes)) or structure.storable(f.axes):
             continue
         others = parts[:place] + parts[place + 1 :]
+        if set(f.over) <= structure.features and any(set(o.axes) - set(f.axes) for o in others):
+            continue
         clash = over & set(f.over) or any(set(f.over) & set(o.axes) for o in (*others, *conjuncts(n.where)))
         full = {*f.axes, *f.over}
         if not clash and any(full <= set(g.axes) for g in factors(f.x)):
