@@ -3,7 +3,7 @@
 With S' = f(S, x) and y = g(S, x) at every step, the adjoint carries dS from the last step to the first:
 dS = (df/dS)^T dS' + (dg/dS)^T dy, and gives dx = (df/dx)^T dS' + (dg/dx)^T dy of every step. Where it needs S, it replays the
 forward steps from checkpoints; but states that are small beside the weights they meet are kept for every step, and so are their
-products. A linear recurrence has an adjoint of its own class.
+products, and so are states that are small beside what every step reads. A linear recurrence has an adjoint of its own class.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def adjoint_recurrence(
     operands = [x for x in forward.operands if x in reach and x.kind == "real"]
     found = pull_back(pairs, [*states.values(), *operands])
     products = kept_products(body)
-    if products:
+    if products or keeps_states(body):
         kept: dict[ir.Node, ir.Node] = {states[c.name]: ir.result(forward, f"before_{c.name}", {*c.axes, *body.along}) for c in body.states}
         kept |= {outer(p): ir.result(forward, f"product_{n}", {*p.axes, *body.along}) for n, p in enumerate(products)}
         found = {x: substitute(node, kept) for x, node in found.items()}
@@ -94,6 +94,19 @@ def kept_products(body: ir.Body) -> list[ir.Reduce]:
             if weights and any(isinstance(m, ir.StateValue) for f in parts for m in ir.topological([f])):
                 found.append(n)
     return found
+
+
+def keeps_states(body: ir.Body) -> bool:
+    """Whether the states of every step are no more than what a step reads besides: a matrix beside the matrices of a chunk of positions.
+
+    They are then kept: nothing is replayed, and what needs no adjoint of a state is made of all steps at once.
+    """
+
+    def own(axes: Collection[str]) -> int:
+        return len(set(axes) - body.parallel - set(body.along))
+
+    most = max((own(c.axes) for c in body.states), default=0)
+    return len(body.along) == 1 and most > 1 and any(body.along[0] in x.axes and own(x.axes) >= most for x in body.leaves)
 
 
 def _quiet(gradient: ir.Node) -> ir.Node:

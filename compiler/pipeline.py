@@ -216,7 +216,7 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     by_node = {node: name for name, node in reversed(outputs.items())}
     candidates: dict[ir.Node, Buffer] = {}
     exact = {x for n in steps if isinstance(n, ir.Recurrence) for x in n.operands}  # as steps compute: what they read and begin with
-    exact |= {n for n in kept if isinstance(n, ir.Result) and n.name.startswith("checkpoint_")}
+    exact |= {n for n in kept if isinstance(n, ir.Result) and (n.name.startswith("checkpoint_") or _is_matrix(n))}
     for n in sweeps:
         wide = _wide_dtype(lowered) if set(n.axes) & structure.whole and n not in exact else "float32"
         dtype: Dtype = "int32" if n.kind != "real" else wide
@@ -247,6 +247,13 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     saved = {b.name: b for b in known.values() if b.role == "saved"}
     lowered.forward = _plan(lowered, roots, {}, "forward", saved)
     lowered.passes["schedule"] = lowered.forward
+
+
+def _is_matrix(n: ir.Result) -> bool:
+    """Whether a result of every step has several axes beside those of programs."""
+    assert isinstance(n.recurrence, ir.Recurrence)
+    body = n.recurrence.body
+    return len(set(n.axes) - body.parallel - set(body.along)) > 1
 
 
 def _kind_of(n: ir.Node) -> str:
