@@ -8,13 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..compiler.chunks import Chunks, Unchunkable, find_chunks
 from .arguments import Bound, Call
 from .cache import digest
 from .kernel import Kernel, SpecFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
 
     from ..compiler import ir
     from ..dsl import typed
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 LENGTH, SHORT_LENGTH = 64, 16
 """Steps of a chunk: a tile of tensor cores' products; where a decay varies along summed features, a pair of steps has a product of its own
 for every one of them, and the pairs of a chunk must be few."""
+FEWEST = 2
+"""Chunks that are worth it: below, the steps of a chunk by themselves are as many."""
 
 
 class ChunkedKernel(Kernel):
@@ -70,12 +76,50 @@ def chunked_of(kernel: Kernel) -> ChunkedKernel | str:
     return found
 
 
-def in_chunks(call: Call) -> Call | None:
-    """The same call of the kernel in chunks, for a whole number of them; None where there is no such kernel."""
-    kernel = chunked_of(call.kernel)
-    if isinstance(kernel, str) or call.bound.extents[kernel.chunks.time] % kernel.length:
-        return None
+def in_chunks(call: Call, kernel: ChunkedKernel) -> Call:
+    """A call with a whole number of chunks, as one of the kernel in chunks."""
     bound = call.bound
     fresh = Bound(kernel.extents(bound.extents), bound.params, bound.promoted, bound.device)
     origin = {a: n for a, n in call.origin.items() if a in kernel.axis_names and a != kernel.chunks.time}
     return replace(call, kernel=kernel, bound=fresh, origin=origin)
+
+
+def split(call: Call) -> tuple[Call, Call | None] | None:
+    """(all whole chunks as a call of the kernel in chunks, a call with the steps that are left), or None: better one by one.
+
+    The call of the rest begins with the states that the chunks end with, which are not known yet.
+    """
+    kernel = chunked_of(call.kernel)
+    if isinstance(kernel, str):
+        return None
+    time = kernel.chunks.time
+    steps = call.bound.extents[time]
+    whole = steps // kernel.length * kernel.length
+    if whole < FEWEST * kernel.length:
+        return None
+    if whole == steps:
+        return in_chunks(call, kernel), None
+    if any(s.reverse for s in call.kernel.graph.states.values()):
+        return None
+    chunks, rest = _part(call, time, 0, whole), _part(call, time, whole, steps)
+    return in_chunks(replace(chunks, return_final=True), kernel), replace(rest, initial={})
+
+
+def _part(call: Call, time: str, start: int, stop: int) -> Call:
+    """The same call on some of the steps."""
+    inputs = dict(call.inputs)
+    for t in call.kernel.typed.inputs:
+        if time in t.axes and t.name in inputs:
+            inputs[t.name] = inputs[t.name].narrow(t.dims.index((time,)), start, stop - start)
+    bound = call.bound
+    fresh = Bound({**bound.extents, time: stop - start}, bound.params, bound.promoted, bound.device)
+    return replace(call, inputs=inputs, bound=fresh)
+
+
+def joined(kernel: Kernel, chunks: Sequence[Tensor], rest: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of a call from those of its parts; what has no time axis is as the last part leaves it."""
+    time = next(iter(kernel.graph.states.values())).along[0]
+    found = []
+    for t, first, last in zip(kernel.typed.outputs, chunks, rest, strict=False):
+        found.append(torch.cat([first, last], t.dims.index((time,))) if time in t.axes else last)
+    return [*found, *rest[len(found) :]]

@@ -36,6 +36,9 @@ def execute(call: Call, tracing: bool = False) -> list[Tensor]:
         refuse_transforms(call.kernel.name, call.inputs.values())
         tracing = tracing or operators.is_recording(call.inputs.values())
     call = cast_operands(call)
+    found = _in_chunks(call, watched, tracing)
+    if found is not None:
+        return found
     if (call.initial or call.return_final) and call.backend != "reference":
         return _execute_stateful(call, watched, tracing)
     call, variant = _as_recurrence(call) or (call, _choose(call))
@@ -61,6 +64,33 @@ def _as_recurrence(call: Call) -> tuple[Call, Variant] | None:
         return None
     variant = _choose(other)
     return None if isinstance(variant, Unfused) or variant.reasons else (other, variant)
+
+
+def _in_chunks(call: Call, watched: bool, tracing: bool) -> list[Tensor] | None:
+    """The outputs of a long recurrence on a GPU, in chunks of steps, if those are fused whole."""
+    if not call.kernel.states or call.backend in ("c", "reference") or call.bound.promoted == torch.float64:
+        return None
+    if (call.bound.device.type == "cpu" and call.backend is None) or 0 in call.bound.extents.values():
+        return None
+    from .chunked import joined, split
+
+    parts = split(call)
+    if parts is None:
+        return None
+    chunks, rest = parts
+    if chunks.initial or chunks.return_final:
+        from .stateful import with_states
+
+        chunks = with_states(chunks)
+    variant = _choose(chunks)
+    if isinstance(variant, Unfused) or variant.reasons:
+        return None
+    done = _run_fused(chunks, variant, watched, tracing)
+    if rest is None:
+        return done
+    count = len(call.kernel.output_names)
+    states = dict(zip(call.kernel.states, done[count:], strict=True))
+    return joined(call.kernel, done[:count], execute(replace(rest, initial=states), tracing))
 
 
 def _execute_stateful(call: Call, watched: bool, tracing: bool) -> list[Tensor]:

@@ -69,6 +69,8 @@ class Explanation:
     """The class of every state, and why."""
     dual: str = ""
     """Whether long calls run as a recurrence, and from which length."""
+    chunks: str = ""
+    """Whether the steps of a recurrence go in chunks on a GPU, and of which length."""
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
@@ -90,7 +92,29 @@ def explain(kernel: Kernel, problem: Problem, target: str = "c", dtype: str = "f
         dual = dual_of(kernel)
         if isinstance(dual, DualKernel):
             return _explain_dual(kernel, dual, problem, target, dtype)
-    return _explain(kernel, problem, target, dtype)
+        return _explain(kernel, problem, target, dtype)
+    return _explain_steps(kernel, problem, target, dtype)
+
+
+def _explain_steps(kernel: Kernel, problem: Problem, target: str, dtype: str) -> Explanation:
+    """A recurrence: in chunks on GPUs, where that is fused whole."""
+    if target == "c":
+        return _explain(kernel, problem, target, dtype)
+    from .chunked import FEWEST, chunked_of
+
+    made = chunked_of(kernel)
+    if isinstance(made, str):
+        return replace(_explain(kernel, problem, target, dtype), chunks=f"none, every step by itself: {made}")
+    time, length = made.chunks.time, made.length
+    text = f"of {length} steps along {time}, from {FEWEST * length} steps on; what is left over goes step by step"
+    steps = problem.extents[time] // length * length
+    if steps < FEWEST * length:
+        return replace(_explain(kernel, problem, target, dtype), chunks=text)
+    extents = made.extents({**problem.extents, time: steps})
+    found = _explain(made, Problem(made.typed, extents, extents, problem.params), target, dtype)
+    if found.forward is None or found.reasons:
+        return replace(_explain(kernel, problem, target, dtype), chunks=f"none, every step by itself: {found.reasons[-1]}")
+    return replace(found, chunks=text)
 
 
 def _explain_dual(kernel: Kernel, dual: DualKernel, problem: Problem, target: str, dtype: str) -> Explanation:
@@ -185,6 +209,8 @@ def _lines(found: Explanation) -> Iterable[str]:
     yield f"class     {found.kind}"
     if found.dual:
         yield f"dual      {found.dual}"
+    if found.chunks:
+        yield f"chunks    {found.chunks}"
     yield from (f"state     {text}" for text in found.states)
     for direction in (found.forward, found.backward):
         if direction is not None:
