@@ -3,11 +3,12 @@
 Before: S_t = exp(g_t) S_{t-1} + k_t v_t and o_t = q_t . S_t, one step after the other. After: with steps numbered from 0 in chunks of
 C, and G_t = g_0 + ... + g_t within a chunk, the state P before a chunk gives
 
-    o_t = exp(G_t) q_t . P + sum over s <= t of exp(G_t - G_s) (q_t . k_s) v_s
-    P' = exp(G_{C-1}) P + sum over s of exp(G_{C-1} - G_s) k_s v_s
+    o_t = exp(G_t) q_t . P + (q_t . k_t) v_t + sum over s < t of exp(G_t - G_s) (q_t . k_s) v_s
+    P' = exp(G_{C-1}) P + sum over s of exp(g_{s+1} + ... + g_{C-1}) k_s v_s
 
 (Yang et al., 2023, eq. 4-7; Dao and Gu, 2024, section 6). All exponents are sums of gates that lie between a write and a read, so nothing
-overflows that the recurrence itself would not. Only matrix products and C times fewer steps are left, which is what GPUs are made for.
+overflows that the recurrence itself would not. What a step reads of the latest write stands apart, and what is left of a write is a sum of the later
+gates: with G_t - G_t in an exponent, the gradient of a strong gate would be the difference of two large sums. Only matrix products and C times fewer steps are left, which is what GPUs are made for.
 The result is a graph as if a spec had said so: what is swept, fused and saved, and its backward pass, follow as for any other.
 """
 
@@ -129,6 +130,14 @@ class _Maker:
         gate = ir.pointwise("max", log_decay, ir.const(LEAST_GATE))
         return ir.reduce("sum", [self.key], self._at_key(gate), self._seen(reverse, inclusive=True))
 
+    def _after(self, log_decay: ir.Node, reverse: bool) -> ir.Node:
+        """The log-decays of a chunk added up behind every step."""
+        if self.time not in log_decay.axes:
+            last = ir.pointwise("sub", ir.pointwise("sub", ir.size(self.time), ir.position(self.time)), ir.const(1))
+            return ir.pointwise("mul", ir.position(self.time) if reverse else last, log_decay)
+        gate = ir.pointwise("max", log_decay, ir.const(LEAST_GATE))
+        return ir.reduce("sum", [self.key], self._at_key(gate), self._seen(not reverse, inclusive=False))
+
     def _whole(self, log_decay: ir.Node) -> ir.Node:
         """The log-decays of a chunk added up."""
         if self.time not in log_decay.axes:
@@ -140,6 +149,11 @@ class _Maker:
         op = ("ge" if reverse else "le") if inclusive else ("gt" if reverse else "lt")
         return ir.pointwise(op, ir.position(self.key), ir.position(self.time))
 
+    def _long_seen(self, reverse: bool) -> ir.Node:
+        """Whether a step reads what another one wrote, with a step between them."""
+        first, second = (self.time, self.key) if reverse else (self.key, self.time)
+        return ir.pointwise("lt", _next(first), ir.position(second))
+
     def _outer(self, s: ir.State) -> ir.State:
         """The state from chunk to chunk."""
         step = self._steps[s.name]
@@ -149,7 +163,7 @@ class _Maker:
         if step.log_decay is not None:
             whole = self._whole(step.log_decay)
             kept = ir.pointwise("mul", ir.pointwise("exp", whole), before)
-            weight = [ir.pointwise("exp", ir.pointwise("sub", whole, self._until(step.log_decay, s.reverse)))]
+            weight = [ir.pointwise("exp", self._after(step.log_decay, s.reverse))]
         written = [(sign, ir.reduce("sum", [self.time], product([*weight, *f]))) for sign, f in step.added]
         return replace(s, along=(self.chunk,), updates=(total([(1, kept), *written]),))
 
@@ -197,13 +211,20 @@ class _Maker:
         written: ir.Node | None = None
         if step.log_decay is not None:
             written = self._until(step.log_decay, s.reverse)
-            until = written if inclusive else ir.pointwise("sub", written, step.log_decay)
-        if not inclusive:
+            until = written if inclusive else self._after(step.log_decay, not s.reverse)
+        if inclusive:
+            for own_sign, f in step.added:
+                yield sign * own_sign, _contracted([*others, *f], over)
+        else:
             own = self._decayed(s.name, value.version)
+            kept: list[ir.Node] = []
             if own.log_decay is not None:
                 until = own.log_decay if until is None else ir.pointwise("add", until, own.log_decay)
+                kept = [ir.pointwise("exp", own.log_decay)]
             for own_sign, f in own.added:
                 yield sign * own_sign, _contracted([*others, *f], over)
+            for own_sign, f in step.added:
+                yield sign * own_sign, _contracted([*others, *kept, *(self._before(x, s.reverse) for x in f)], over)
         before = ir.state_before(s.name, (*s.axes, self.chunk))
         decay = [] if until is None else [ir.pointwise("exp", until)]
         yield sign, _contracted([*others, *decay, before], over)
@@ -212,7 +233,7 @@ class _Maker:
             earlier = ir.const(0.0) if written is None else self._at_key(written)
             between = [ir.pointwise("exp", ir.pointwise("sub", until, earlier))]
             self.per_feature |= bool(set(between[0].axes) & set(over))
-        seen = self._seen(s.reverse, inclusive)
+        seen = self._seen(s.reverse, inclusive=False) if inclusive else self._long_seen(s.reverse)
         for own_sign, f in step.added:
             keys = [self._at_key(x) for x in f]
             pair = [*others, *keys, *between]
@@ -254,6 +275,14 @@ class _Maker:
             if n not in self._keyed:
                 self._keyed[n] = self._rename(n)
         return self._keyed[root]
+
+    def _before(self, root: ir.Node, reverse: bool) -> ir.Node:
+        """``root`` at the step before, 0 at the first step of a chunk."""
+        at = ir.pointwise("add" if reverse else "sub", ir.position(self.time), ir.const(1))
+        if self.time not in root.axes:
+            inside = ir.pointwise("lt", at, ir.size(self.time)) if reverse else ir.pointwise("ge", at, ir.const(0))
+            return ir.pointwise("where", inside, root, ir.const(0.0))
+        return ir.read(root, [(self.time, at)])
 
     def _rename(self, n: ir.Node) -> ir.Node:
         match n:

@@ -308,9 +308,17 @@ class Carver:
                 continue
             below = [c for c in ir.children(n) if c in self.inside]
             foreign = set(n.axes) - usual and all(self._storable(c) for c in below)
-            if foreign or any(c in self.after for c in ir.children(n)):
+            if foreign or self._adds_rows(n, below) or any(c in self.after for c in ir.children(n)):
                 self.inside.discard(n)
                 self.after.add(n)
+
+    def _adds_rows(self, n: ir.Node, below: list[ir.Node]) -> bool:
+        """Whether what a step makes of its states is only added to sums that need none, for rows of positions that no state has."""
+        if not isinstance(n, ir.Pointwise) or n.op not in ("add", "sub") or not all(self._storable(c) for c in below):
+            return False
+        held = {*self.along, *(a for c in self.states for a in c.axes)}
+        free = [c for c in ir.children(n) if c not in self.inside]
+        return any(set(c.axes) - held and any(isinstance(m, ir.Reduce) for m in ir.topological([c])) for c in free)
 
     def _is_state(self, n: ir.Node) -> bool:
         return isinstance(n, ir.StateValue) and n.name in {c.name for c in (*self.states, *self.replayed)}

@@ -434,9 +434,9 @@ def _in_order(groups: list[Group]) -> list[Group]:
             graph.add_edges_from((made[m], n) for m in task.needs if m in made and made[m] != n)
     if not nx.is_directed_acyclic_graph(graph):
         cycle = nx.find_cycle(graph)
-        broken = cycle[0][0]
-        parts = [Group([task]) for task in groups[broken].tasks]
-        if len(parts) == 1:
+        broken = next((n for n, _ in cycle if len(groups[n].tasks) > 1), None)
+        if broken is None:
             raise NotFused("tasks that need each other")
+        parts = [Group([task]) for task in groups[broken].tasks]
         return _in_order([*groups[:broken], *parts, *groups[broken + 1 :]])
     return [groups[n] for n in nx.lexicographical_topological_sort(graph)]

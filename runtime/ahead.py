@@ -48,7 +48,8 @@ class Built:
 
 
 def build_ahead(kernel: Kernel, problem: Problem, target: str, dtype: str, folder: Path | None = None) -> Built:
-    """Builds forward and backward at the head dims and params of ``problem``; sources are copied to ``folder``.
+    """Builds forward and backward at the head dims and params of ``problem``; sources are copied to ``folder``. For GPUs, a recurrence
+    is built step by step and in chunks, if it has them.
 
     A GPU's binaries go to Triton's own cache, where the machine with that GPU finds them if it has the same Triton.
     """
@@ -57,13 +58,21 @@ def build_ahead(kernel: Kernel, problem: Problem, target: str, dtype: str, folde
     if lowered.forward is None:
         return Built(kernel.name, target, dtype, 0.0, reasons=tuple(lowered.reasons))
     records = _records(kernel, problem, target, dtype)
-    files = [source_file(record) for record in records]
+    stems = [record.stem for record in records]
     reports: list[KernelReport] = []
     if target != "c":
-        reports = _compiled(records, kernel, problem, target)
+        reports = _compiled(records, problem, target)
+        long = _in_chunks(kernel, problem, target, dtype)
+        if long is not None:
+            made, posed = long
+            more = _records(made, posed, target, dtype)
+            reports += _compiled(more, posed, target)
+            records += more
+            stems += [f"{record.stem}__chunks" for record in more]
+    files = [source_file(record) for record in records]
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        copies = [folder / f"{record.stem}__{target}{path.suffix}" for record, path in zip(records, files, strict=True)]
+        copies = [folder / f"{stem}__{target}{path.suffix}" for stem, path in zip(stems, files, strict=True)]
         for record, copy in zip(records, copies, strict=True):
             copy.write_text(record.text, encoding="utf-8")
         files = copies
@@ -74,7 +83,19 @@ def compiled_for_gpu(kernel: Kernel, target: str, dtype: str, problem: Problem) 
     """What the binaries of a kernel need of a GPU, forward and backward. Raises ``ImportError`` where there is no Triton."""
     import triton  # noqa: F401
 
-    return _compiled(_records(kernel, problem, target, dtype), kernel, problem, target)
+    return _compiled(_records(kernel, problem, target, dtype), problem, target)
+
+
+def _in_chunks(kernel: Kernel, problem: Problem, target: str, dtype: str) -> tuple[Kernel, Problem] | None:
+    """What long calls of a recurrence run on, if that is fused whole."""
+    from .chunked import posed_in_chunks
+
+    found = posed_in_chunks(kernel, problem)
+    if found is None:
+        return None
+    made, posed = found
+    lowered = made.lowered(target, dtype=getattr(torch, dtype), extents=posed.extents, params=posed.params)
+    return None if lowered.forward is None or lowered.reasons else found
 
 
 def _records(kernel: Kernel, problem: Problem, target: str, dtype: str) -> list[ProgramRecord]:
@@ -82,7 +103,7 @@ def _records(kernel: Kernel, problem: Problem, target: str, dtype: str) -> list[
     return [generated.record_of(variant, part) for part in generated.directions(variant)]
 
 
-def _compiled(records: list[ProgramRecord], kernel: Kernel, problem: Problem, target: str) -> list[KernelReport]:
+def _compiled(records: list[ProgramRecord], problem: Problem, target: str) -> list[KernelReport]:
     from .gpu_targets import TARGETS, compile_for
 
     name: TargetName = next(t for t in TARGETS if t == target)

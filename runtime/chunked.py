@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..compiler import ir
     from ..dsl import typed
+    from .problem import Problem
 
 LENGTH, SHORT_LENGTH = 64, 16
 """Steps of a chunk: a tile of tensor cores' products; where a decay varies along summed features, a pair of steps has a product of its own
@@ -74,6 +75,21 @@ def chunked_of(kernel: Kernel) -> ChunkedKernel | str:
                     kernel.families.chunked = str(error)
             found = kernel.families.chunked
     return found
+
+
+def posed_in_chunks(kernel: Kernel, problem: Problem) -> tuple[ChunkedKernel, Problem] | None:
+    """The kernel that a GPU would run a long problem on, and its whole chunks as a problem of that; None where there is none."""
+    from .problem import Problem
+
+    made = chunked_of(kernel) if kernel.states else ""
+    if isinstance(made, str):
+        return None
+    time = made.chunks.time
+    whole = problem.extents[time] // made.length * made.length
+    if whole < FEWEST * made.length:
+        return None
+    extents = made.extents({**problem.extents, time: whole})
+    return made, Problem(made.typed, extents, extents, problem.params)
 
 
 def in_chunks(call: Call, kernel: ChunkedKernel) -> Call:

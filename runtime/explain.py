@@ -100,18 +100,16 @@ def _explain_steps(kernel: Kernel, problem: Problem, target: str, dtype: str) ->
     """A recurrence: in chunks on GPUs, where that is fused whole."""
     if target == "c":
         return _explain(kernel, problem, target, dtype)
-    from .chunked import FEWEST, chunked_of
+    from .chunked import FEWEST, chunked_of, posed_in_chunks
 
     made = chunked_of(kernel)
     if isinstance(made, str):
         return replace(_explain(kernel, problem, target, dtype), chunks=f"none, every step by itself: {made}")
-    time, length = made.chunks.time, made.length
-    text = f"of {length} steps along {time}, from {FEWEST * length} steps on; what is left over goes step by step"
-    steps = problem.extents[time] // length * length
-    if steps < FEWEST * length:
+    text = f"of {made.length} steps along {made.chunks.time}, from {FEWEST * made.length} steps on; what is left over goes step by step"
+    posed = posed_in_chunks(kernel, problem)
+    if posed is None:
         return replace(_explain(kernel, problem, target, dtype), chunks=text)
-    extents = made.extents({**problem.extents, time: steps})
-    found = _explain(made, Problem(made.typed, extents, extents, problem.params), target, dtype)
+    found = _explain(*posed, target, dtype)
     if found.forward is None or found.reasons:
         return replace(_explain(kernel, problem, target, dtype), chunks=f"none, every step by itself: {found.reasons[-1]}")
     return replace(found, chunks=text)
