@@ -7,9 +7,11 @@ C, and G_t = g_0 + ... + g_t within a chunk, the state P before a chunk gives
     P' = exp(G_{C-1}) P + sum over s of exp(g_{s+1} + ... + g_{C-1}) k_s v_s
 
 (Yang et al., 2023, eq. 4-7; Dao and Gu, 2024, section 6). All exponents are sums of gates that lie between a write and a read, so nothing
-overflows that the recurrence itself would not. What a step reads of the latest write stands apart, and what is left of a write is a sum of the later
-gates: with G_t - G_t in an exponent, the gradient of a strong gate would be the difference of two large sums. Only matrix products and C times fewer steps are left, which is what GPUs are made for.
-The result is a graph as if a spec had said so: what is swept, fused and saved, and its backward pass, follow as for any other.
+overflows that the recurrence itself would not. What a step reads of the latest write stands apart, and what is left of a write is a sum
+of the later gates: with G_t - G_t in an exponent, the gradient of a strong gate would be the difference of two large sums.
+
+Only matrix products and C times fewer steps are left, which is what GPUs are made for. The result is a graph as if a spec had said so:
+what is swept, fused and saved, and its backward pass, follow as for any other.
 """
 
 from __future__ import annotations

@@ -316,9 +316,12 @@ class Carver:
         """Whether what a step makes of its states is only added to sums that need none, for rows of positions that no state has."""
         if not isinstance(n, ir.Pointwise) or n.op not in ("add", "sub") or not all(self._storable(c) for c in below):
             return False
-        held = {*self.along, *(a for c in self.states for a in c.axes)}
         free = [c for c in ir.children(n) if c not in self.inside]
-        return any(set(c.axes) - held and any(isinstance(m, ir.Reduce) for m in ir.topological([c])) for c in free)
+        return any(self._has_rows(c) and any(isinstance(m, ir.Reduce) for m in ir.topological([c])) for c in free)
+
+    def _has_rows(self, n: ir.Node) -> bool:
+        """Whether a value has an axis that no state has, and that is not of the steps."""
+        return bool(set(n.axes) - {*self.along, *(a for c in (*self.states, *self.replayed) for a in c.axes)})
 
     def _is_state(self, n: ir.Node) -> bool:
         return isinstance(n, ir.StateValue) and n.name in {c.name for c in (*self.states, *self.replayed)}
@@ -369,6 +372,8 @@ class Carver:
             new = with_children(n, tuple(memo[c] for c in ir.children(n)))
             if isinstance(new, ir.Reduce) and new.op == "sum" and new.where is not None and self._stateful(new.where):
                 new = ir.reduce("sum", new.over, _restricted(new.x, new.where))
+            if isinstance(new, ir.Reduce):
+                new = _one_by_one(new)
             match new:
                 case ir.Reduce(op="sum", over=over, x=x, where=None) if set(over) & apart and set(over) - apart:
                     if self._stateful(x):
@@ -482,6 +487,8 @@ class Carver:
                 simple = all(
                     isinstance(i, ir.Input | ir.Pointwise | ir.Const | ir.Param | ir.Size | ir.Position) for i in ir.topological([x])
                 )
+                if self._has_rows(n) and self._storable(n) and len(given) > 1:
+                    return False  # a contraction of all rows of positions of a chunk, at once for all chunks
                 return simple and not time & set(over) and bool(given) and all(time & set(i.axes) for i in given)
             case ir.Read(x=ir.Input()):
                 return True
@@ -514,6 +521,27 @@ class Carver:
                 operands[n] = leaf
                 placed[n] = leaf
         return tuple(operands.values()), list(operands), placed
+
+
+def _one_by_one(n: ir.Reduce) -> ir.Node:
+    """A contraction of several factors over several axes as one after the other, where each needs some of the factors only.
+
+    Before: sum[d, e](k[t,d] v[t,e] S[d,e]). After: sum[d](k[t,d] sum[e](v[t,e] S[d,e])).
+    """
+    parts = factors(n.x)
+    if n.op != "sum" or n.where is not None or len(n.over) < 2 or len(parts) < 3:
+        return n
+    choices = []
+    for axis in n.over:
+        have = [f for f in parts if axis in f.axes]
+        if 1 < len(have) < len(parts):
+            choices.append((len({a for f in have for a in f.axes}), axis, have))
+    if not choices:
+        return n
+    _, axis, have = min(choices, key=lambda c: c[:2])
+    inner = reduce_sum([axis], product(have))
+    outer = reduce_sum(set(n.over) - {axis}, product([*(f for f in parts if f not in have), inner]))
+    return _one_by_one(outer) if isinstance(outer, ir.Reduce) else outer
 
 
 def _restricted(x: ir.Node, condition: ir.Node) -> ir.Node:

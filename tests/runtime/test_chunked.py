@@ -1,0 +1,192 @@
+"""Recurrences in chunks: which they are, that nothing changes but the time, and what is left over at the end of a sequence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import weft
+from tests.evidence.library import OTHERS, REQUIRED, kernel
+from tests.evidence.test_gates import LEVELS, LOGS, gated
+from weft.runtime.check import check_kernel, render
+from weft.runtime.chunked import LENGTH, SHORT_LENGTH, ChunkedKernel, chunked_of
+from weft.runtime.explain import explain
+from weft.runtime.problem import Usual, pose
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weft.runtime.kernel import Kernel
+
+SHIPPED = {
+    **dict.fromkeys("linear_attn linear_plain lightning lightning_alibi simple_gla ssd mlstm_sigmoid".split(), LENGTH),
+    **dict.fromkeys("gla gla_bidirectional hgrn2 rwkv5 rwkv6 gsa selective_scan".split(), SHORT_LENGTH),
+}
+
+HEAD = "kernel spec(q[b,h,t,d], k[b,h,t,d], v[b,h,t,e], g[b,h,t], f[b,h,t,d], u[h,d]) -> o[b,h,t,e]:\n    state S[b,h,d,e] along t\n"
+SPELT = {
+    "a decay before the write": "    S <- exp(-abs(g)) * S\n    S <- S + k * v\n    o = sum[d](q * S)",
+    "a decay after the write": "    S <- S + k * v\n    o = sum[d](q * S)\n    S <- exp(-abs(g)) * S",
+    "a write that decays": "    S <- exp(-abs(g)) * (S + k * v)\n    o = sum[d](q * S)",
+    "read before the write": "    o = sum[d](q * S)\n    S <- exp(-abs(g)) * S + k * v",
+    "read between": "    S <- exp(-abs(g)) * S\n    o = sum[d](q * S)\n    S <- S + k * v",
+    "a bonus": "    o = sum[d](q * (S + u * k * v))\n    S <- exp(-abs(f)) * S + k * v",
+    "a sigmoid": "    S <- sigmoid(g) * S + (1 - sigmoid(g)) * k * v\n    o = sum[d](q * S)",
+    "two gates": "    S <- exp(-abs(g)) * sigmoid(f) * S + k * v\n    o = sum[d](q * S)",
+    "a constant": "    S <- 0.9 * S + k * v\n    o = sum[d](q * S)",
+    "a difference": "    S <- exp(-abs(g)) * S - k * v\n    o = sum[d](q * S) - v",
+    "reads of two": (
+        "    state z[b,h,d] along t\n    S <- S + exp(k) * v\n    z <- z + exp(k)\n    o = sum[d](exp(q) * S) / sum[d](exp(q) * z)"
+    ),
+}
+NOT = {
+    "a decay that may be negative": ("    S <- g * S + k * v\n    o = sum[d](q * S)", "its logarithm may not exist"),
+    "a correction": ("    S <- S + k * (v - sum[d](k * S))\n    o = sum[d](q * S)", "a state is read|is not what it was times a decay"),
+    "a nonlinear step": ("    S <- tanh(S + k * v)\n    o = sum[d](q * S)", "is not what it was times a decay"),
+    "a position": ("    S <- exp(-abs(g)) * S + t * k * v\n    o = sum[d](q * S)", "needs its own number"),
+    "a maximum": ("    S <- exp(-abs(g)) * S + k * v\n    o = max[d](q * S)", "read by max"),
+}
+
+
+def posed(made: Kernel, length: int, feature: int = 8, seed: int = 3) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, object]]:
+    problem = pose(made.graph, {}, {}, Usual(length, feature, 2, 1))
+    torch.manual_seed(seed)
+    states = {s.name: torch.rand([problem.extents[a] for a in s.axes]) for s in made.graph.states.values()}
+    return problem.inputs(seed=seed), states, dict(problem.params)
+
+
+def agree(base: Kernel, made: Kernel, length: int, tolerance: float = 2e-4) -> None:
+    """``made`` agrees with ``base`` in float64: outputs, final states, and gradients through both."""
+    inputs, states, params = posed(base, length)
+
+    def run(which: Kernel, dtype: torch.dtype, **how: object) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
+        leaves = {n: x.to(dtype).requires_grad_() if x.is_floating_point() else x for n, x in inputs.items()}
+        began = {n: x.to(dtype).requires_grad_() for n, x in states.items()}
+        result, final = which(**leaves, **params, initial=began, return_final=True, **how)
+        values = [*(result if isinstance(result, tuple) else [result]), *final.values()]
+        torch.manual_seed(5)
+        cotangents = [torch.randn(v.shape, dtype=torch.float64).to(v.dtype) for v in values]
+        wanted = [x for x in (*leaves.values(), *began.values()) if x.requires_grad]
+        return [v.detach() for v in values], torch.autograd.grad(values, wanted, cotangents, allow_unused=True)
+
+    (found, gradients), (right, exact) = run(made, torch.float32, strict=True), run(base, torch.float64, backend="reference")
+    for a, b in [*zip(found, right, strict=True), *((x, y) for x, y in zip(gradients, exact, strict=True) if y is not None)]:
+        assert a is not None
+        size = b.square().mean().sqrt()
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=float(tolerance * size) + 1e-6)
+
+
+def in_chunks(made: Kernel) -> ChunkedKernel:
+    found = chunked_of(made)
+    assert isinstance(found, ChunkedKernel), found
+    return found
+
+
+def test_these_go_in_chunks() -> None:
+    found = {name: chunked_of(kernel(name)) for name in (*REQUIRED, *OTHERS)}
+    assert {name: made.length for name, made in found.items() if isinstance(made, ChunkedKernel)} == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_chunks_agree_with_the_steps(name: str) -> None:
+    made = in_chunks(kernel(name))
+    agree(kernel(name), made, 3 * made.length)
+
+
+@pytest.mark.parametrize("spelling", SPELT)
+def test_spellings_go_in_chunks(spelling: str) -> None:
+    made: Kernel = weft.loads(HEAD + SPELT[spelling] + "\n").spec
+    chunks = in_chunks(made)
+    agree(made, chunks, 2 * chunks.length)
+
+
+@pytest.mark.parametrize("spelling", NOT)
+def test_what_does_not_go_in_chunks_says_why(spelling: str) -> None:
+    body, why = NOT[spelling]
+    found = chunked_of(weft.loads(HEAD + body + "\n").spec)
+    assert isinstance(found, str)
+    assert any(part in found for part in why.split("|")), found
+
+
+@pytest.mark.parametrize("name", ["simple_gla", "gla", "mlstm_sigmoid", "hgrn2"])
+def test_check_passes(name: str) -> None:
+    """Strides, empty and poisoned inputs, as for any other kernel."""
+    report = check_kernel(in_chunks(kernel(name)), backend="c", dtypes=("float32", "bfloat16"), trials=1, quick=True)
+    assert report.passed, render(report)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["simple_gla", "gla", "hgrn2", "rwkv6", "ssd", "mlstm_sigmoid"])
+def test_gradients_of_gates_are_exact_for_their_size(name: str, level: float) -> None:
+    base = gated(name, level)
+    made = in_chunks(base)
+    inputs, _, params = posed(base, 2 * made.length, 16)
+    gate = LOGS.get(name) or {"ssd": "dt", "mlstm_sigmoid": "fg"}[name]
+    exact = {n: x.double() for n, x in inputs.items()}
+    leaf, wide = inputs[gate].requires_grad_(), exact[gate].requires_grad_()
+    got, want = made(**inputs, **params, strict=True), base.reference(**exact, **params)
+    first, right = (o[0] if isinstance(o, tuple) else o for o in (got, want))
+    cotangent = torch.randn(right.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    (found,) = torch.autograd.grad(first, [leaf], cotangent.float())
+    (reference,) = torch.autograd.grad(right, [wide], cotangent)
+    error, size = (found - reference).square().mean().sqrt(), reference.square().mean().sqrt()
+    assert error <= 1e-4 * size + 1e-30, (float(error), float(size))
+
+
+def test_a_gate_that_forgets_everything() -> None:
+    """exp(-inf) is 0: nothing before such a step is seen, and nothing becomes NaN."""
+    base = kernel("simple_gla")
+    made = in_chunks(base)
+    inputs, _, _ = posed(base, 128)
+    inputs["g"][..., 10] = inputs["g"][..., 100] = -torch.inf
+    found, right = made(**inputs, strict=True), base.reference(**{n: x.double() for n, x in inputs.items()})
+    torch.testing.assert_close(found.double(), right, rtol=5e-4, atol=5e-4)
+
+
+def test_explain_tells() -> None:
+    pytest.importorskip("triton")
+    made = kernel("simple_gla")
+    text = str(explain(made, pose(made.graph, {}, {}, Usual(256, 64, 2, 1)), "sm_90", "float16"))
+    assert "chunks    of 64 steps along t, from 128 steps on" in text
+    other = kernel("gru")
+    assert "none, every step by itself" in explain(other, pose(other.graph, {}, {}, Usual(16, 16, 2, 1)), "sm_90", "float16").chunks
+    assert not explain(made, pose(made.graph, {}, {}, Usual(256, 64, 2, 1))).chunks
+
+
+CALLS = """
+from tests.evidence.library import kernel
+from tests.runtime.test_chunked import agree
+from weft.runtime import execute
+
+done = []
+inner = execute._in_chunks
+execute._in_chunks = lambda *given: done.append(inner(*given)) or done[-1]
+
+def check(name, length, chunks):
+    made = kernel(name)
+    done.clear()
+    agree(made, lambda **given: made(**given, backend="triton"), length)
+    assert any(found is not None for found in done) == chunks, name
+
+for name, length in (("simple_gla", 137), ("simple_gla", 128), ("ssd", 130), ("gla", 37), ("gla_bidirectional", 32)):
+    check(name, length, True)
+check("simple_gla", 127, False)  # too short
+check("gla_bidirectional", 37, False)  # steps would be left over in both directions
+"""
+
+
+def test_calls_on_gpus_go_in_chunks() -> None:
+    """Whole calls, in the interpreter: chunks, the steps that are left, states in and out, and their gradients."""
+    pytest.importorskip("triton")
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS], env=environment, cwd=root, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
