@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import ir
 from .adjoint import kept_products, replay_axis, segment_axis
-from .algebra import add, factors, with_children
+from .algebra import ZERO, add, factors, with_children
 from .emit_values import Context, Scope, Values
 from .plan import ONCE, Accumulate, Assign, Begin, Kernel, Load, Local, Loop, Store, index, local, origin
 from .tasks import NotFused
@@ -54,6 +54,7 @@ class StepBuilder(Values):
         self.sparse: set[ir.Node] = set()
         self.time = self.body.along
         self.grid = self.structure.sort(a for a in self.body.parallel if a != self.rows)
+        self.on_cpu = in_memory
         self.in_memory = in_memory and len(self.time) == 1
         self.again = again
         """Leaves without a time axis that every step loads again."""
@@ -81,12 +82,21 @@ class StepBuilder(Values):
                 case ir.Position(axis=axis):
                     memo[n] = ir.pointwise("add", index(axis), origin(axis))
                 case ir.Read(x=x, at=at) if memo[x] is not x or not isinstance(x, ir.Input):
-                    memo[n] = ir.read(memo[x], [(a, index(e.axis)) for a, e in at if isinstance(e, ir.Position)])
+                    memo[n] = self._renamed(memo[x], [(a, e.axis) for a, e in at if isinstance(e, ir.Position)])
                 case ir.Reduce(op="lse"):
                     memo[n] = _lse(with_children(n, tuple(memo[c] for c in ir.children(n))))
                 case _:
                     memo[n] = with_children(n, tuple(memo[c] for c in ir.children(n)))
         return memo[node]
+
+    def _renamed(self, x: ir.Node, names: list[tuple[str, str]]) -> ir.Node:
+        """A value on chip along other axes. On a GPU the diagonal, along an axis that it has already, is a sum over the other one."""
+        if not self.on_cpu:
+            for a, to in names:
+                if to in x.axes:
+                    x = ir.reduce("sum", [a], ir.pointwise("where", ir.pointwise("eq", index(a), index(to)), x, ZERO))
+            names = [(a, to) for a, to in names if a in x.axes]
+        return ir.read(x, [(a, index(to)) for a, to in names]) if names else x
 
     # The kernel -----------------------------------------------------------------------------------------------------
 
