@@ -25,6 +25,7 @@ from . import check_shapes as shapes
 from .check_report import Failure, FailureKind, Report, Result, Status, render
 from .check_shapes import Case, CaseDrawer, Number, Theme
 from .check_trial import Checkable, Direction, Rejected, Settings, Trial
+from .kernel import Kernel
 from .load import load, loads
 
 __all__ = ["Case", "Report", "check_in_subprocess", "check_kernel", "render"]
@@ -79,6 +80,11 @@ def check_kernel(
     if fused:
         cases = None if case is None else Case.parse(case) if isinstance(case, str) else case
         results, lost = _results(run, dtypes, cases, trials, seed, sizes, params, quick or interpreted, progress)
+        long = _long(kernel) if name == "triton" and not quick and case is None and not sizes else {}
+        if long:
+            longer = _Run(kernel, replace(settings, limits=replace(limits, work=LONG_WORK)), run.notes)
+            more, _ = _results(longer, dtypes, None, 1, seed, long, params, quick or interpreted, None)
+            results += more
     else:
         results, lost = (), _smoke(run, seed, sizes, params)
     failed = bool(lost) or any(not r.passed for r in results) or (strict and not fused)
@@ -94,6 +100,18 @@ def fusion(kernel: Checkable, backend: str) -> tuple[bool, list[str]]:
         return True, []
     lowered = kernel.lowered("c" if backend == "c" else "sm_80")
     return lowered.fused is not None, list(lowered.reasons)
+
+
+LONG_WORK = 2_000_000
+"""The work of a case (``check_shapes.Limits``) that is long enough for chunks."""
+
+
+def _long(kernel: Checkable) -> dict[str, int]:
+    """A length at which a recurrence goes in chunks on GPUs, with steps left over; nothing where it never does."""
+    from .chunked import FEWEST, chunked_of
+
+    found = chunked_of(kernel) if isinstance(kernel, Kernel) and kernel.states else ""
+    return {} if isinstance(found, str) else {found.chunks.time: FEWEST * found.length + 5}
 
 
 def _results(

@@ -163,6 +163,7 @@ CALLS = """
 from tests.evidence.library import kernel
 from tests.runtime.test_chunked import agree
 from weft.runtime import execute
+from weft.runtime.check import check_kernel, render
 
 done = []
 inner = execute._in_chunks
@@ -174,8 +175,11 @@ def check(name, length, chunks):
     agree(made, lambda **given: made(**given, backend="triton"), length)
     assert any(found is not None for found in done) == chunks, name
 
-for name, length in (("simple_gla", 137), ("simple_gla", 128), ("ssd", 130), ("gla", 37), ("gla_bidirectional", 32)):
+for name, length in (("simple_gla", 137), ("gla", 37), ("gla_bidirectional", 32)):
     check(name, length, True)
+report = check_kernel(kernel("simple_gla"), backend="triton", dtypes=("float16",), trials=1)
+assert report.passed, render(report)
+assert [result.case.sizes["t"] for result in report.results][-1] == 133  # two chunks and five steps
 check("simple_gla", 127, False)  # too short
 check("gla_bidirectional", 37, False)  # steps would be left over in both directions
 """
