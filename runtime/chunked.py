@@ -12,16 +12,14 @@ import torch
 
 from ..compiler.chunks import Chunks, Unchunkable, find_chunks
 from .arguments import Bound, Call
-from .cache import digest
-from .kernel import Kernel, SpecFile
+from .derived import DerivedKernel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from ..compiler import ir
-    from ..dsl import typed
+    from .kernel import Kernel
     from .problem import Problem
 
 LENGTH, SHORT_LENGTH = 64, 16
@@ -31,30 +29,14 @@ FEWEST = 2
 """Chunks that are worth it: below, the steps of a chunk by themselves are as many."""
 
 
-class ChunkedKernel(Kernel):
+class ChunkedKernel(DerivedKernel):
     """``base`` in chunks, for calls with a whole number of them."""
 
     def __init__(self, base: Kernel) -> None:
-        self._base = base
         found = find_chunks(base.graph, LENGTH)
         self.length = SHORT_LENGTH if found.per_feature else LENGTH
         self.chunks: Chunks = find_chunks(base.graph, self.length) if found.per_feature else found
-        axes = tuple(a.name for a in self.chunks.graph.kernel.axes)
-        head = base.header()._replace(identity=digest(base.identity, f"chunks of {self.length}"), axes=axes)
-        super().__init__(head, SpecFile(base.file.filename, base.spec))
-
-    @property
-    def typed(self) -> typed.Kernel:
-        """The declaration, with the steps as steps of chunks."""
-        return self.chunks.graph.kernel
-
-    @property
-    def graph(self) -> ir.Graph:
-        """The equations in chunks."""
-        return self.chunks.graph
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return ChunkedKernel, (self._base,)
+        super().__init__(base, self.chunks.graph, f"chunks of {self.length}")
 
     def extents(self, extents: Mapping[str, int]) -> dict[str, int]:
         """The extents of its axes, from those of a call of the base with a whole number of chunks."""

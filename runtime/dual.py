@@ -8,42 +8,24 @@ from typing import TYPE_CHECKING
 
 from ..compiler.duality import Dual, Inseparable, find_dual
 from .arguments import Bound, Call
-from .cache import digest
-from .kernel import Kernel, SpecFile
+from .derived import DerivedKernel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..compiler import ir
-    from ..dsl import typed
+    from .kernel import Kernel
 
 STEP_COST, POWER_COST = 2.5, 9.0
 """What going through an element of a state costs on a CPU, forward and backward, in multiples of what a product of a pair of positions
 costs: measured with retention, and with the states of the second power of `based` and `rebased`."""
 
 
-class DualKernel(Kernel):
+class DualKernel(DerivedKernel):
     """``base`` as a recurrence along its query axis, for calls with as many keys as queries."""
 
     def __init__(self, base: Kernel) -> None:
-        self._base = base
         self.dual: Dual = find_dual(base.graph)
-        axes = tuple(a.name for a in self.dual.graph.kernel.axes)
-        head = base.header()._replace(identity=digest(base.identity, "dual"), axes=axes)
-        super().__init__(head, SpecFile(base.file.filename, base.spec))
-
-    @property
-    def typed(self) -> typed.Kernel:
-        """The declaration, with one axis for queries and keys."""
-        return self.dual.graph.kernel
-
-    @property
-    def graph(self) -> ir.Graph:
-        """The equations, with states in place of sums."""
-        return self.dual.graph
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return DualKernel, (self._base,)
+        super().__init__(base, self.dual.graph, "dual")
 
     def crossover(self, extents: Mapping[str, int]) -> int:
         """The length from which the recurrence is faster on a CPU.
