@@ -116,10 +116,13 @@ class _Maker:
         kept = [f for _, f in summands if any(isinstance(n, ir.StateValue) for n in f)]
         if len(kept) != 1 or any(sign < 0 for sign, f in summands if f is kept[0]):
             raise Unchunkable(f"{name} is not what it was times a decay, plus something")
-        (own,) = [n for n in kept[0] if isinstance(n, ir.StateValue)]
+        own, *more = [n for n in kept[0] if isinstance(n, ir.StateValue)]
         others = [n for n in kept[0] if n is not own]
-        if own.name != name:
-            raise Unchunkable(f"the step of {name} needs {own.name}")
+        written = [n for _, f in summands if f is not kept[0] for n in f]
+        if more or any(isinstance(n, ir.StateValue) for n in ir.topological([*others, *written])):
+            raise Unchunkable(f"what is kept of {name}, or what it takes, depends on states")
+        if not isinstance(own, ir.StateValue) or own.name != name:
+            raise Unchunkable(f"the step of {name} keeps another state")
         logs = [self._placed_at(_logarithm(f)) for f in others if f is not ONE]
         added = tuple((sign, [self._placed_at(n) for n in f]) for sign, f in summands if f is not kept[0])
         return _Decayed(total((1, x) for x in logs) if logs else None, added)
