@@ -82,15 +82,12 @@ def kept_products(body: ir.Body) -> list[ir.Reduce]:
     step, and so are the states.
     """
 
-    def own(axes: Collection[str]) -> int:
-        return len(set(axes) - body.parallel - set(body.along))
-
-    most = max((own(c.axes) for c in body.states), default=0)
+    most = max((body.own(c.axes) for c in body.states), default=0)
     found: list[ir.Reduce] = []
     for n in ir.topological([c.next for c in body.states]):
         if isinstance(n, ir.Reduce) and n.op == "sum":
             parts = factors(n.x)
-            weights = [f for f in parts if not set(body.along) & set(f.axes) and own(f.axes) > most]
+            weights = [f for f in parts if not set(body.along) & set(f.axes) and body.own(f.axes) > most]
             if weights and any(isinstance(m, ir.StateValue) for f in parts for m in ir.topological([f])):
                 found.append(n)
     return found
@@ -102,11 +99,8 @@ def keeps_states(body: ir.Body) -> bool:
     They are then kept: nothing is replayed, and what needs no adjoint of a state is made of all steps at once.
     """
 
-    def own(axes: Collection[str]) -> int:
-        return len(set(axes) - body.parallel - set(body.along))
-
-    most = max((own(c.axes) for c in body.states), default=0)
-    return len(body.along) == 1 and most > 1 and any(body.along[0] in x.axes and own(x.axes) >= most for x in body.leaves)
+    most = max((body.own(c.axes) for c in body.states), default=0)
+    return len(body.along) == 1 and most > 1 and any(body.along[0] in x.axes and body.own(x.axes) >= most for x in body.leaves)
 
 
 def _quiet(gradient: ir.Node) -> ir.Node:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LEAST_GATE = -88.0
-"""Log-decays below are taken for this one, which is 0 in float32: a difference of two sums with -inf in them would be no number."""
+"""Log-decays below are taken for this one, which leaves 6e-39: -inf minus -inf, or 0 times -inf, would be no number."""
 
 Summand = tuple[int, list[ir.Node]]
 """A sign and factors."""
@@ -42,7 +42,7 @@ class Unchunkable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """A kernel in chunks: ``time`` numbers the steps within one of them, ``chunk`` the chunks."""
+    """A kernel in chunks: ``time`` numbers the steps within one of them, ``key`` those that are read, ``chunk`` the chunks."""
 
     time: str
     chunk: str
@@ -65,7 +65,7 @@ def find_chunks(graph: ir.Graph, length: int) -> Chunks:
 
 @dataclass(frozen=True, slots=True)
 class _Decayed:
-    """A state as it was before the step, times exp(``log_decay``) (None: 1), plus summands."""
+    """A state as it was before the step, times exp(``log_decay``) (finite; None: 1), plus summands."""
 
     log_decay: ir.Node | None
     added: tuple[Summand, ...]
@@ -125,29 +125,27 @@ class _Maker:
             raise Unchunkable(f"the step of {name} keeps another state")
         logs = [self._placed_at(_logarithm(f)) for f in others if f is not ONE]
         added = tuple((sign, [self._placed_at(n) for n in f]) for sign, f in summands if f is not kept[0])
-        return _Decayed(total((1, x) for x in logs) if logs else None, added)
+        return _Decayed(ir.pointwise("max", total((1, x) for x in logs), ir.const(LEAST_GATE)) if logs else None, added)
 
     def _until(self, log_decay: ir.Node, reverse: bool) -> ir.Node:
         """The log-decays of a chunk added up to every step."""
         if self.time not in log_decay.axes:
             steps = ir.pointwise("sub", ir.size(self.time), ir.position(self.time)) if reverse else _next(self.time)
             return ir.pointwise("mul", steps, log_decay)
-        gate = ir.pointwise("max", log_decay, ir.const(LEAST_GATE))
-        return ir.reduce("sum", [self.key], self._at_key(gate), self._seen(reverse, inclusive=True))
+        return ir.reduce("sum", [self.key], self._at_key(log_decay), self._seen(reverse, inclusive=True))
 
     def _after(self, log_decay: ir.Node, reverse: bool) -> ir.Node:
         """The log-decays of a chunk added up behind every step."""
         if self.time not in log_decay.axes:
             last = ir.pointwise("sub", ir.pointwise("sub", ir.size(self.time), ir.position(self.time)), ir.const(1))
             return ir.pointwise("mul", ir.position(self.time) if reverse else last, log_decay)
-        gate = ir.pointwise("max", log_decay, ir.const(LEAST_GATE))
-        return ir.reduce("sum", [self.key], self._at_key(gate), self._seen(not reverse, inclusive=False))
+        return ir.reduce("sum", [self.key], self._at_key(log_decay), self._seen(not reverse, inclusive=False))
 
     def _whole(self, log_decay: ir.Node) -> ir.Node:
         """The log-decays of a chunk added up."""
         if self.time not in log_decay.axes:
             return ir.pointwise("mul", ir.size(self.time), log_decay)
-        return ir.reduce("sum", [self.time], ir.pointwise("max", log_decay, ir.const(LEAST_GATE)))
+        return ir.reduce("sum", [self.time], log_decay)
 
     def _seen(self, reverse: bool, inclusive: bool) -> ir.Node:
         """Whether a step of the chunk reads what another one wrote."""
@@ -184,11 +182,11 @@ class _Maker:
         memo: dict[ir.Node, ir.Node] = {}
         for n in ir.topological([self._placed_at(node)]):
             new = with_children(n, tuple(memo[c] for c in ir.children(n)))
-            if isinstance(new, ir.Reduce) and _has_states(new.x):
+            if isinstance(new, ir.Reduce) and self._has_states(new.x):
                 new = self._read(new)
             memo[n] = new
         found = memo[self._placed_at(node)]
-        if _has_states(found):
+        if self._has_states(found):
             raise Unchunkable("a state is read element by element")
         return found
 
@@ -201,10 +199,10 @@ class _Maker:
     def _read_one(self, sign: int, parts: list[ir.Node], over: tuple[str, ...]) -> Iterable[tuple[int, ir.Node]]:
         states = [f for f in parts if isinstance(f, ir.StateValue)]
         others = [f for f in parts if f not in states]
-        if not states and not any(_has_states(f) for f in others):
+        if not states and not any(self._has_states(f) for f in others):
             yield sign, _contracted(others, over)
             return
-        if len(states) != 1 or any(_has_states(f) for f in others):
+        if len(states) != 1 or any(self._has_states(f) for f in others):
             raise Unchunkable("a state is read in another way than by a contraction")
         (value,) = states
         s = self.graph.states[value.name]
@@ -247,6 +245,10 @@ class _Maker:
             weighted = product([_contracted(inside, over), *(x for x in outside if self.key in x.axes)])
             summed = ir.reduce("sum", [self.key], weighted, seen)
             yield sign * own_sign, product([*(x for x in outside if self.key not in x.axes), summed])
+
+    def _has_states(self, x: ir.Node) -> bool:
+        """Whether states of single steps are in an expression."""
+        return any(isinstance(n, ir.StateValue) and self.chunk not in n.axes for n in ir.topological([x]))
 
     # Names -----------------------------------------------------------------------------------------------------------
 
@@ -321,11 +323,6 @@ class _Maker:
 
 def _next(axis: str) -> ir.Node:
     return ir.pointwise("add", ir.position(axis), ir.const(1))
-
-
-def _has_states(x: ir.Node) -> bool:
-    """Whether states of single steps are in an expression."""
-    return any(isinstance(n, ir.StateValue) and not any(a.endswith(".chunk") for a in n.axes) for n in ir.topological([x]))
 
 
 def _contracted(parts: list[ir.Node], over: tuple[str, ...]) -> ir.Node:

@@ -159,6 +159,10 @@ class Body:
     replayed: tuple[Carry, ...] = ()
     checkpoints: tuple[tuple[str, Input], ...] = ()
 
+    def own(self, axes: Iterable[str]) -> int:
+        """How many axes there are beside those of programs and of steps: 1 for a vector that a step holds, 2 for a matrix."""
+        return len(set(axes) - self.parallel - set(self.along))
+
 
 DERIVED_POINTWISE = {
     "expdiff": 2,  # exp(x - y), and 0 where x is -inf, whatever y is: a softmax weight from a score and an lse

@@ -250,10 +250,9 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
 
 
 def _is_matrix(n: ir.Result) -> bool:
-    """Whether a result of every step has several axes beside those of programs."""
+    """Whether a result of every step is a matrix."""
     assert isinstance(n.recurrence, ir.Recurrence)
-    body = n.recurrence.body
-    return len(set(n.axes) - body.parallel - set(body.along)) > 1
+    return n.recurrence.body.own(n.axes) > 1
 
 
 def _kind_of(n: ir.Node) -> str:

@@ -83,8 +83,9 @@ def check_kernel(
         long = _long(kernel) if name == "triton" and not quick and case is None and not sizes else {}
         if long:
             longer = _Run(kernel, replace(settings, limits=replace(limits, work=LONG_WORK)), run.notes)
-            more, _ = _results(longer, dtypes, None, 1, seed, long, params, quick or interpreted, None)
+            more, none = _results(longer, dtypes, None, 1, seed, long, params, quick or interpreted, None)
             results += more
+            run.notes.extend(f"chunks of steps were not checked: {f.message}" for f in none)
     else:
         results, lost = (), _smoke(run, seed, sizes, params)
     failed = bool(lost) or any(not r.passed for r in results) or (strict and not fused)
@@ -108,9 +109,9 @@ LONG_WORK = 2_000_000
 
 def _long(kernel: Checkable) -> dict[str, int]:
     """A length at which a recurrence goes in chunks on GPUs, with steps left over; nothing where it never does."""
-    from .chunked import FEWEST, chunked_of
+    from .chunked import FEWEST, ChunkedKernel
 
-    found = chunked_of(kernel) if isinstance(kernel, Kernel) and kernel.states else ""
+    found = ChunkedKernel.of(kernel) if isinstance(kernel, Kernel) and kernel.states else ""
     return {} if isinstance(found, str) else {found.chunks.time: FEWEST * found.length + 5}
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ..compiler import ir
     from .kernel import Kernel
     from .problem import Problem
 
@@ -32,11 +33,16 @@ FEWEST = 2
 class ChunkedKernel(DerivedKernel):
     """``base`` in chunks, for calls with a whole number of them."""
 
-    def __init__(self, base: Kernel) -> None:
+    refusal = Unchunkable
+
+    length: int
+    chunks: Chunks
+
+    def derive(self, base: Kernel) -> tuple[ir.Graph, str]:
         found = find_chunks(base.graph, LENGTH)
         self.length = SHORT_LENGTH if found.per_feature else LENGTH
-        self.chunks: Chunks = find_chunks(base.graph, self.length) if found.per_feature else found
-        super().__init__(base, self.chunks.graph, f"chunks of {self.length}")
+        self.chunks = find_chunks(base.graph, self.length) if found.per_feature else found
+        return self.chunks.graph, f"chunks of {self.length}"
 
     def extents(self, extents: Mapping[str, int]) -> dict[str, int]:
         """The extents of its axes, from those of a call of the base with a whole number of chunks."""
@@ -45,25 +51,11 @@ class ChunkedKernel(DerivedKernel):
         return {a: own[a] if a in own else extents[a] for a in self.axis_names}
 
 
-def chunked_of(kernel: Kernel) -> ChunkedKernel | str:
-    """The kernel in chunks, or why its steps are taken one by one."""
-    found = kernel.families.chunked
-    if found is None:
-        with kernel.families.lock:
-            if kernel.families.chunked is None:
-                try:
-                    kernel.families.chunked = ChunkedKernel(kernel)
-                except Unchunkable as error:
-                    kernel.families.chunked = str(error)
-            found = kernel.families.chunked
-    return found
-
-
 def posed_in_chunks(kernel: Kernel, problem: Problem) -> tuple[ChunkedKernel, Problem] | None:
     """The kernel that a GPU would run a long problem on, and its whole chunks as a problem of that; None where there is none."""
     from .problem import Problem
 
-    made = chunked_of(kernel) if kernel.states else ""
+    made = ChunkedKernel.of(kernel) if kernel.states else ""
     if isinstance(made, str):
         return None
     time = made.chunks.time
@@ -87,7 +79,7 @@ def split(call: Call) -> tuple[Call, Call | None] | None:
 
     The call of the rest begins with the states that the chunks end with, which are not known yet.
     """
-    kernel = chunked_of(call.kernel)
+    kernel = ChunkedKernel.of(call.kernel)
     if isinstance(kernel, str):
         return None
     time = kernel.chunks.time

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from .cache import digest
 from .kernel import Kernel, SpecFile
@@ -13,14 +13,22 @@ if TYPE_CHECKING:
 
 
 class DerivedKernel(Kernel):
-    """``base`` by the equations of ``made``. A subclass is constructed from its base alone."""
+    """``base`` by other equations."""
 
-    def __init__(self, base: Kernel, made: ir.Graph, mark: str) -> None:
-        """``mark`` tells the kernels derived from one base apart."""
-        self._base, self._made = base, made
+    refusal: ClassVar[type[Exception]]
+    """What ``derive`` raises where there are none."""
+
+    def __init__(self, base: Kernel) -> None:
+        self._base = base
+        self._made, mark = self.derive(base)
+        made = self._made
         axes = tuple(a.name for a in made.kernel.axes)
         head = base.header()._replace(identity=digest(base.identity, mark), axes=axes)
         super().__init__(head, SpecFile(base.file.filename, base.spec))
+
+    def derive(self, base: Kernel) -> tuple[ir.Graph, str]:
+        """The equations, and a mark that tells the kernels derived from one base apart."""
+        raise NotImplementedError
 
     @property
     def typed(self) -> typed.Kernel:
@@ -31,6 +39,19 @@ class DerivedKernel(Kernel):
     def graph(self) -> ir.Graph:
         """The derived equations."""
         return self._made
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> Self | str:
+        """The one made of a kernel, once in a process; or why there is none."""
+        known = kernel.families.derived
+        if cls not in known:
+            with kernel.families.lock:
+                if cls not in known:
+                    try:
+                        known[cls] = cls(kernel)
+                    except cls.refusal as error:
+                        known[cls] = str(error)
+        return cast("Self | str", known[cls])
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self._base,)

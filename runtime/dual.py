@@ -13,6 +13,7 @@ from .derived import DerivedKernel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ..compiler import ir
     from .kernel import Kernel
 
 STEP_COST, POWER_COST = 2.5, 9.0
@@ -23,9 +24,13 @@ costs: measured with retention, and with the states of the second power of `base
 class DualKernel(DerivedKernel):
     """``base`` as a recurrence along its query axis, for calls with as many keys as queries."""
 
-    def __init__(self, base: Kernel) -> None:
-        self.dual: Dual = find_dual(base.graph)
-        super().__init__(base, self.dual.graph, "dual")
+    refusal = Inseparable
+
+    dual: Dual
+
+    def derive(self, base: Kernel) -> tuple[ir.Graph, str]:
+        self.dual = find_dual(base.graph)
+        return self.dual.graph, "dual"
 
     def crossover(self, extents: Mapping[str, int]) -> int:
         """The length from which the recurrence is faster on a CPU.
@@ -45,25 +50,11 @@ class DualKernel(DerivedKernel):
         return {a: extents[self.dual.copies.get(a, a)] for a in self.axis_names}
 
 
-def dual_of(kernel: Kernel) -> DualKernel | str:
-    """The kernel as a recurrence, or why it is none."""
-    found = kernel.families.dual
-    if found is None:
-        with kernel.families.lock:
-            if kernel.families.dual is None:
-                try:
-                    kernel.families.dual = DualKernel(kernel)
-                except Inseparable as error:
-                    kernel.families.dual = str(error)
-            found = kernel.families.dual
-    return found
-
-
 def with_dual(call: Call) -> Call:
     """The same call of the recurrence, where there is one and the call is long enough; or the call."""
     if call.kernel.states or call.backend not in (None, "c") or call.bound.device.type != "cpu":
         return call
-    kernel = dual_of(call.kernel)
+    kernel = DualKernel.of(call.kernel)
     if isinstance(kernel, str):
         return call
     query, key, extents = kernel.dual.query, kernel.dual.key, call.bound.extents

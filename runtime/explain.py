@@ -86,10 +86,10 @@ class Explanation:
 
 def explain(kernel: Kernel, problem: Problem, target: str = "c", dtype: str = "float32") -> Explanation:
     """Plans a kernel for a target at the extents of ``problem`` and counts: as a recurrence, where that is what would run."""
-    from .dual import DualKernel, dual_of
+    from .dual import DualKernel
 
     if not kernel.states:
-        dual = dual_of(kernel)
+        dual = DualKernel.of(kernel)
         if isinstance(dual, DualKernel):
             return _explain_dual(kernel, dual, problem, target, dtype)
         return _explain(kernel, problem, target, dtype)
@@ -100,9 +100,9 @@ def _explain_steps(kernel: Kernel, problem: Problem, target: str, dtype: str) ->
     """A recurrence: in chunks on GPUs, where that is fused whole."""
     if target == "c":
         return _explain(kernel, problem, target, dtype)
-    from .chunked import FEWEST, chunked_of, posed_in_chunks
+    from .chunked import FEWEST, ChunkedKernel, posed_in_chunks
 
-    made = chunked_of(kernel)
+    made = ChunkedKernel.of(kernel)
     if isinstance(made, str):
         return replace(_explain(kernel, problem, target, dtype), chunks=f"none, every step by itself: {made}")
     text = f"of {made.length} steps along {made.chunks.time}, from {FEWEST * made.length} steps on; what is left over goes step by step"

@@ -7,8 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .chunked import ChunkedKernel
-    from .dual import DualKernel
+    from .derived import DerivedKernel
     from .packed import PackedKernel
     from .stateful import StatefulKernel
     from .variants import Chosen, Unfused, Variant
@@ -23,10 +22,8 @@ class Families:
         """The kernel with states as inputs and outputs, by which go in and whether they come out."""
         self.packed: dict[str, PackedKernel] = {}
         """The kernel on packed sequences, by the axis along which they lie."""
-        self.dual: DualKernel | str | None = None
-        """The kernel as a recurrence, or why it is none; None: not looked for yet."""
-        self.chunked: ChunkedKernel | str | None = None
-        """The kernel in chunks of steps, or why there is none; None: not looked for yet."""
+        self.derived: dict[type[DerivedKernel], DerivedKernel | str] = {}
+        """Other ways to compute the kernel, or why there is none; what is not there was not looked for yet."""
         self._lock = threading.RLock()
         self._owner = os.getpid()
 

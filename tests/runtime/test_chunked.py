@@ -15,7 +15,7 @@ import weft
 from tests.evidence.library import OTHERS, REQUIRED, kernel
 from tests.evidence.test_gates import LEVELS, LOGS, gated
 from weft.runtime.check import check_kernel, render
-from weft.runtime.chunked import LENGTH, SHORT_LENGTH, ChunkedKernel, chunked_of
+from weft.runtime.chunked import LENGTH, SHORT_LENGTH, ChunkedKernel
 from weft.runtime.explain import explain
 from weft.runtime.problem import Usual, pose
 
@@ -86,13 +86,13 @@ def agree(base: Kernel, made: Kernel, length: int, tolerance: float = 2e-4) -> N
 
 
 def in_chunks(made: Kernel) -> ChunkedKernel:
-    found = chunked_of(made)
+    found = ChunkedKernel.of(made)
     assert isinstance(found, ChunkedKernel), found
     return found
 
 
 def test_these_go_in_chunks() -> None:
-    found = {name: chunked_of(kernel(name)) for name in (*REQUIRED, *OTHERS)}
+    found = {name: ChunkedKernel.of(kernel(name)) for name in (*REQUIRED, *OTHERS)}
     assert {name: made.length for name, made in found.items() if isinstance(made, ChunkedKernel)} == SHIPPED
 
 
@@ -112,7 +112,7 @@ def test_spellings_go_in_chunks(spelling: str) -> None:
 @pytest.mark.parametrize("spelling", NOT)
 def test_what_does_not_go_in_chunks_says_why(spelling: str) -> None:
     body, why = NOT[spelling]
-    found = chunked_of(weft.loads(HEAD + body + "\n").spec)
+    found = ChunkedKernel.of(weft.loads(HEAD + body + "\n").spec)
     assert isinstance(found, str)
     assert why in found, found
 
@@ -150,6 +150,19 @@ def test_a_gate_that_forgets_everything() -> None:
     inputs["g"][..., 10] = inputs["g"][..., 100] = -torch.inf
     found, right = made(**inputs, strict=True), base.reference(**{n: x.double() for n, x in inputs.items()})
     torch.testing.assert_close(found.double(), right, rtol=5e-4, atol=5e-4)
+
+
+def test_a_constant_decay_that_forgets_everything() -> None:
+    """The same where the decay is one for all steps: exp(-exp(w)) with a large w."""
+    base = kernel("rwkv5")
+    made = in_chunks(base)
+    inputs, _, _ = posed(base, 2 * made.length)
+    inputs["w"][0] = 100.0
+    leaf = inputs["w"].requires_grad_()
+    found, right = made(**inputs, strict=True), base.reference(**{n: x.detach().double() for n, x in inputs.items()})
+    torch.testing.assert_close(found.double(), right, rtol=5e-4, atol=5e-4)
+    (gradient,) = torch.autograd.grad(found.sum(), [leaf])
+    assert gradient.isfinite().all()
 
 
 def test_explain_tells() -> None:

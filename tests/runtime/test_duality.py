@@ -11,7 +11,7 @@ import torch
 import weft
 from tests.evidence.library import OTHERS, REQUIRED, kernel
 from weft.runtime import dual as duals
-from weft.runtime.dual import DualKernel, dual_of
+from weft.runtime.dual import DualKernel
 from weft.runtime.execute import _as_recurrence
 from weft.runtime.explain import explain
 from weft.runtime.problem import Usual, pose
@@ -65,7 +65,7 @@ def posed(made: Kernel, length: int, feature: int = 8) -> Problem:
 
 def agree(made: Kernel, problem: Problem) -> None:
     """The dual on generated kernels agrees with the base evaluated in float64, forward and backward."""
-    dual = dual_of(made)
+    dual = DualKernel.of(made)
     assert isinstance(dual, DualKernel), dual
     inputs = problem.inputs()
     leaves = {n: x.clone().requires_grad_(x.is_floating_point()) for n, x in inputs.items()}
@@ -93,7 +93,7 @@ def test_the_shipped_kernels_that_separate(name: str) -> None:
     made = kernel(name)
     if made.states:
         pytest.skip("a recurrence already")
-    found = dual_of(made)
+    found = DualKernel.of(made)
     assert isinstance(found, DualKernel) == (name in SHIPPED), found
 
 
@@ -112,7 +112,7 @@ def test_spellings_that_separate(spelling: str, always: None) -> None:
 @pytest.mark.parametrize("spelling", INSEPARABLE)
 def test_spellings_that_do_not(spelling: str) -> None:
     body, why = INSEPARABLE[spelling]
-    found = dual_of(one(body))
+    found = DualKernel.of(one(body))
     assert isinstance(found, str)
     assert why in found
 
@@ -134,7 +134,7 @@ def chosen(made: Kernel, monkeypatch: pytest.MonkeyPatch, **shapes: tuple[int, .
 
 def test_the_length_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     made = kernel("retention")
-    dual = dual_of(made)
+    dual = DualKernel.of(made)
     assert isinstance(dual, DualKernel)
     crossover = dual.crossover({"b": 1, "h": 1, "i": 1, "j": 1, "d": 16, "e": 16})
     for length, linear in ((crossover - 1, False), (max(crossover, 128), True)):
