@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import ir
 from .algebra import ZERO, factors, product, substitute, with_children
-from .recurrence import Carver
+from .recurrence import Carver, histories
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -40,9 +40,15 @@ def adjoint_recurrence(
     pairs += [(outer(node), cotangents[name]) for name, node in body.values if name in cotangents]
     operands = [x for x in forward.operands if x in reach and x.kind == "real"]
     found = pull_back(pairs, [*states.values(), *operands])
-    products = kept_products(body)
-    if products or keeps_states(body):
-        kept: dict[ir.Node, ir.Node] = {states[c.name]: ir.result(forward, f"before_{c.name}", {*c.axes, *body.along}) for c in body.states}
+    products, rows = kept_products(body), histories(body.states, body.along)
+    whole = [c for c in body.states if c.name not in rows] if products or keeps_states(body) else []
+    if products or whole or rows:
+        named = {node: name for name, node in body.values}
+        kept: dict[ir.Node, ir.Node] = {
+            states[name]: h.before(ir.result(forward, named.get(h.row, f"row_{name}"), h.row.axes), body.along, body.reverse)
+            for name, h in rows.items()
+        }
+        kept |= {states[c.name]: ir.result(forward, f"before_{c.name}", {*c.axes, *body.along}) for c in whole}
         kept |= {outer(p): ir.result(forward, f"product_{n}", {*p.axes, *body.along}) for n, p in enumerate(products)}
         found = {x: substitute(node, kept) for x, node in found.items()}
     replayed = tuple(ir.Carry(c.name, c.axes, None, steps[c.name]) for c in body.states)
@@ -52,7 +58,7 @@ def adjoint_recurrence(
     roots = {str(n): found[x] for n, x in enumerate(operands) if x in found}
     if any(isinstance(n, ir.Pointwise) and n.op == "where" for n in ir.topological([*steps.values(), *(node for node, _ in pairs)])):
         roots = {name: _quiet(node) for name, node in roots.items()}
-    if any(_chooses(node, body.along) for node in steps.values()):
+    if any(_chooses(node, body.along) for name, node in steps.items() if name not in rows):
         back = set(names.values())
         roots = {name: _quiet_inside(node, back) for name, node in roots.items()}
         carries = tuple(ir.Carry(c.name, c.axes, c.start, _quiet_inside(c.next, back)) for c in carries)

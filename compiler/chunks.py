@@ -22,18 +22,19 @@ from typing import TYPE_CHECKING
 
 from ..dsl import typed
 from . import ir
-from .algebra import ONE, factors, product, total, with_children
+from .algebra import ONE, ZERO, add, factors, product, substitute, total, with_children
 from .recurrence import Versions
 from .structure import copied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 LEAST_GATE = -88.0
 """Log-decays below are taken for this one, which leaves 6e-39: -inf minus -inf, or 0 times -inf, would be no number."""
 
 Summand = tuple[int, list[ir.Node]]
 """A sign and factors."""
+Signed = tuple[int, ir.Node]
 
 
 class Unchunkable(Exception):
@@ -71,6 +72,21 @@ class _Decayed:
     added: tuple[Summand, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Correction:
+    """What a step reads of states to write something: r_t = b_t + c_t . P + sum over s < t of A_ts r_s."""
+
+    leaf: ir.Node
+    free: ir.Node
+    """b"""
+    entered: ir.Node
+    """c"""
+    coupled: ir.Node
+    """A r, for all reads r of a step"""
+    source: tuple[str, tuple[str, ...]]
+    """The name of P, and the axes of c . P."""
+
+
 @dataclass(slots=True)
 class _Maker:
     graph: ir.Graph
@@ -80,6 +96,8 @@ class _Maker:
     _placed: dict[ir.Node, ir.Node] = field(default_factory=dict)
     _keyed: dict[ir.Node, ir.Node] = field(default_factory=dict)
     _steps: dict[str, _Decayed] = field(default_factory=dict)
+    _corrections: dict[ir.Node, ir.Input] = field(default_factory=dict)
+    """What stands for the values that a step reads of states to write something, by the reads."""
     _versions: Versions = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,12 +117,16 @@ class _Maker:
             if s.where is not None:
                 raise Unchunkable(f"some steps of {name} are left out")
             self._steps[name] = self._decayed(name, len(s.updates))
-        states = {name: self._outer(s) for name, s in self.graph.states.items()}
+        outer = {name: self._outer(s) for name, s in self.graph.states.items()}
         outputs = {name: self._output(name, node) for name, node in self.graph.outputs.items()}
+        solved, values = self._solved()
+        states = solved | {name: replace(s, updates=tuple(substitute(x, values) for x in s.updates)) for name, s in outer.items()}
+        outputs = {name: substitute(node, values) for name, node in outputs.items()}
         names = {self._placed[n]: name for n, name in self.graph.names.items() if n in self._placed}
         for name, step in self._steps.items():
             if step.log_decay is not None:
                 names[self._until(step.log_decay, self.graph.states[name].reverse)] = f"decay_{name}"
+        names |= {node: leaf.name for leaf, node in values.items() if isinstance(leaf, ir.Input)}
         graph = ir.Graph(self._declared(), outputs, states, names)
         return Chunks(self.time, self.chunk, self.key, graph, self.per_feature)
 
@@ -118,14 +140,119 @@ class _Maker:
             raise Unchunkable(f"{name} is not what it was times a decay, plus something")
         own, *more = [n for n in kept[0] if isinstance(n, ir.StateValue)]
         others = [n for n in kept[0] if n is not own]
-        written = [n for _, f in summands if f is not kept[0] for n in f]
-        if more or any(isinstance(n, ir.StateValue) for n in ir.topological([*others, *written])):
-            raise Unchunkable(f"what is kept of {name}, or what it takes, depends on states")
+        if more or any(isinstance(n, ir.StateValue) for n in ir.topological(others)):
+            raise Unchunkable(f"what is kept of {name} depends on states")
         if not isinstance(own, ir.StateValue) or own.name != name:
             raise Unchunkable(f"the step of {name} keeps another state")
+        summands = [(sign, f if f is kept[0] else [self._corrected(n, name) for n in f]) for sign, f in summands]
+        kept = [f for _, f in summands if any(isinstance(n, ir.StateValue) for n in f)]
         logs = [self._placed_at(_logarithm(f)) for f in others if f is not ONE]
         added = tuple((sign, [self._placed_at(n) for n in f]) for sign, f in summands if f is not kept[0])
         return _Decayed(ir.pointwise("max", total((1, x) for x in logs), ir.const(LEAST_GATE)) if logs else None, added)
+
+    def _corrected(self, factor: ir.Node, name: str) -> ir.Node:
+        """A factor of what a state takes, with an input of the step in place of what it reads of states."""
+        if not any(isinstance(n, ir.StateValue) for n in ir.topological([factor])):
+            return factor
+        if not isinstance(factor, ir.Reduce) or sum(isinstance(f, ir.StateValue) for f in factors(factor.x)) != 1:
+            raise Unchunkable(f"what {name} takes depends on states in another way than by a contraction")
+        if factor not in self._corrections:
+            taken = {*self.graph.states, *(t.name for t in (*self.graph.kernel.inputs, *self.graph.kernel.outputs))}
+            leaf = f"correction_{len(self._corrections)}"
+            while leaf in taken:
+                leaf += "_"
+            self._corrections[factor] = ir.make(ir.Input, factor.axes, "real", leaf)
+        return self._corrections[factor]
+
+    # Corrections -----------------------------------------------------------------------------------------------------
+
+    def _solved(self) -> tuple[dict[str, ir.State], dict[ir.Node, ir.Node]]:
+        """(states within a chunk that hold what was read at the steps before, what every step read).
+
+        With reads r_t = b_t + c_t . P + sum over s < t of A_ts r_s of a chunk, where P is the state before it, the rows of
+        u = (1 - A)^-1 b and w = (1 - A)^-1 c are found one after the other, for all chunks at once, and r = u + w . P
+        (Bischof and Van Loan, 1987; Yang et al., 2024, section 3.2).
+        """
+        leaves = {n: self._placed_at(leaf) for n, leaf in self._corrections.items()}
+        reads = [_Correction(leaf, *self._correction(n, leaf, set(leaves.values()))) for n, leaf in leaves.items()]
+        states: dict[str, ir.State] = {}
+        values: dict[ir.Node, list[ir.Node]] = {r.leaf: [] for r in reads}
+        reverse = any(s.reverse for s in self.graph.states.values())
+        sources = dict.fromkeys(r.source for r in reads)
+        for number, source in enumerate([None, *sources]):
+            begun = {r.leaf: r.free if source is None else r.entered if r.source == source else ZERO for r in reads}
+            rows = self._rows(reads, begun, f"solved_{number}", reverse)
+            for leaf, (s, row) in rows.items():
+                states[s.name] = s
+                if source is None:
+                    values[leaf].append(row)
+                    continue
+                name, over = source
+                if set(self.graph.states[name].axes) <= set(row.axes):
+                    raise Unchunkable(f"what {name} takes of itself differs along all of its axes")
+                values[leaf].append(ir.reduce("sum", over, ir.pointwise("mul", row, self._state_before(name))))
+        return states, {leaf: total((1, x) for x in parts) for leaf, parts in values.items()}
+
+    def _correction(self, n: ir.Node, leaf: ir.Node, leaves: set[ir.Node]) -> tuple[ir.Node, ir.Node, ir.Node, tuple[str, tuple[str, ...]]]:
+        """(b, c, A r, the state and the axes of c . P) of a read."""
+        assert isinstance(n, ir.Reduce)
+        sources: list[tuple[str, tuple[str, ...], ir.Node]] = []
+
+        def enter(s: ir.State, weights: list[ir.Node], over: tuple[str, ...]) -> ir.Node:
+            sources.append((s.name, over, product(weights)))
+            return ZERO
+
+        free: list[Signed] = []
+        coupled: list[Signed] = []
+        for sign, x in self._read_one(1, [self._placed_at(f) for f in factors(n.x)], n.over, enter):
+            others = leaves & set(ir.topological([x]))
+            if any(set(n.over) & set(other.axes) for other in others):
+                raise Unchunkable("what a state takes of states is read of it by the other axes")
+            (coupled if others else free).append((sign, x))
+        ((name, over, weight),) = sources
+        return total(free), weight, total(coupled), (name, over)
+
+    def _rows(
+        self, reads: list[_Correction], begun: Mapping[ir.Node, ir.Node], stem: str, reverse: bool
+    ) -> dict[ir.Node, tuple[ir.State, ir.Node]]:
+        """For every read a history of x_t = begun_t + sum over s < t of A_ts x_s, and its row; none where all of that is 0."""
+        axes: dict[ir.Node, set[str]] = {leaf: set(x.axes) for leaf, x in begun.items() if x is not ZERO}
+        while True:
+            before = {
+                leaf: ir.make(ir.StateValue, (*self._history_axes(a), self.time), "real", f"{stem}_{self._number(leaf)}", 0)
+                for leaf, a in axes.items()
+            }
+            rows: dict[ir.Node, ir.Node] = {}
+            for r in reads:
+                earlier: dict[ir.Node, ir.Node] = {self._at_key(leaf): before.get(leaf, ZERO) for leaf in begun}
+                row = add(begun[r.leaf], substitute(r.coupled, earlier))
+                if row is not ZERO:
+                    rows[r.leaf] = row
+            found = {leaf: axes.get(leaf, set()) | set(row.axes) | {self.time, self.chunk} for leaf, row in rows.items()}
+            if found == axes:
+                break
+            axes = found
+        made: dict[ir.Node, tuple[ir.State, ir.Node]] = {}
+        here = ir.pointwise("eq", ir.position(self.key), ir.position(self.time))
+        for leaf, row in rows.items():
+            value = before[leaf]
+            assert isinstance(value, ir.StateValue)
+            update = ir.pointwise("where", here, row, value)
+            made[leaf] = ir.State(value.name, self._history_axes(axes[leaf]), (self.time,), reverse, None, (update,), None), row
+        return made
+
+    def _history_axes(self, axes: Collection[str]) -> tuple[str, ...]:
+        """Those of a history whose rows have the given ones."""
+        return (*sorted(set(axes) - {self.time}), self.key)
+
+    def _number(self, leaf: ir.Node) -> int:
+        return next(n for n, x in enumerate(self._corrections.values()) if self._placed_at(x) is leaf)
+
+    def _state_before(self, name: str) -> ir.Node:
+        """A state before a chunk."""
+        return ir.state_before(name, (*self.graph.states[name].axes, self.chunk))
+
+    # Decays ----------------------------------------------------------------------------------------------------------
 
     def _until(self, log_decay: ir.Node, reverse: bool) -> ir.Node:
         """The log-decays of a chunk added up to every step."""
@@ -152,7 +279,7 @@ class _Maker:
         op = ("ge" if reverse else "le") if inclusive else ("gt" if reverse else "lt")
         return ir.pointwise(op, ir.position(self.key), ir.position(self.time))
 
-    def _long_seen(self, reverse: bool) -> ir.Node:
+    def _apart(self, reverse: bool) -> ir.Node:
         """Whether a step reads what another one wrote, with a step between them."""
         first, second = (self.time, self.key) if reverse else (self.key, self.time)
         return ir.pointwise("lt", _next(first), ir.position(second))
@@ -160,7 +287,7 @@ class _Maker:
     def _outer(self, s: ir.State) -> ir.State:
         """The state from chunk to chunk."""
         step = self._steps[s.name]
-        before = ir.state_before(s.name, (*s.axes, self.chunk))
+        before = self._state_before(s.name)
         kept: ir.Node = before
         weight: list[ir.Node] = []
         if step.log_decay is not None:
@@ -194,9 +321,15 @@ class _Maker:
         """A contraction with states as a contraction with those before the chunk and sums over its steps."""
         if n.op != "sum" or n.where is not None:
             raise Unchunkable(f"a state is read by {n.op}")
-        return total(part for sign, parts in _expanded(n.x) for part in self._read_one(sign, parts, n.over))
+        return total(part for sign, parts in _expanded(n.x) for part in self._read_one(sign, parts, n.over, self._entered))
 
-    def _read_one(self, sign: int, parts: list[ir.Node], over: tuple[str, ...]) -> Iterable[tuple[int, ir.Node]]:
+    def _entered(self, s: ir.State, weights: list[ir.Node], over: tuple[str, ...]) -> ir.Node:
+        """What a step reads of the state before its chunk."""
+        return _contracted([*weights, self._state_before(s.name)], over)
+
+    def _read_one(
+        self, sign: int, parts: list[ir.Node], over: tuple[str, ...], enter: Callable[[ir.State, list[ir.Node], tuple[str, ...]], ir.Node]
+    ) -> Iterable[Signed]:
         states = [f for f in parts if isinstance(f, ir.StateValue)]
         others = [f for f in parts if f not in states]
         if not states and not any(self._has_states(f) for f in others):
@@ -210,33 +343,23 @@ class _Maker:
             raise Unchunkable(f"{value.name} is read element by element")
         step = self._steps[s.name]
         inclusive = value.version == len(s.updates)
+        own = step if inclusive else self._decayed(s.name, value.version)
+        for own_sign, f in own.added:
+            yield sign * own_sign, _contracted([*others, *f], over)
         until: ir.Node | None = None
-        written: ir.Node | None = None
+        between: list[ir.Node] = []
         if step.log_decay is not None:
             written = self._until(step.log_decay, s.reverse)
             until = written if inclusive else self._after(step.log_decay, not s.reverse)
-        if inclusive:
-            for own_sign, f in step.added:
-                yield sign * own_sign, _contracted([*others, *f], over)
-        else:
-            own = self._decayed(s.name, value.version)
-            kept: list[ir.Node] = []
-            if own.log_decay is not None:
-                until = own.log_decay if until is None else ir.pointwise("add", until, own.log_decay)
-                kept = [ir.pointwise("exp", own.log_decay)]
-            for own_sign, f in own.added:
-                yield sign * own_sign, _contracted([*others, *f], over)
-            for own_sign, f in step.added:
-                yield sign * own_sign, _contracted([*others, *kept, *(self._before(x, s.reverse) for x in f)], over)
-        before = ir.state_before(s.name, (*s.axes, self.chunk))
-        decay = [] if until is None else [ir.pointwise("exp", until)]
-        yield sign, _contracted([*others, *decay, before], over)
-        between: list[ir.Node] = []
-        if until is not None:
-            earlier = ir.const(0.0) if written is None else self._at_key(written)
-            between = [ir.pointwise("exp", ir.pointwise("sub", until, earlier))]
+            if own.log_decay is not None and not inclusive:
+                until = ir.pointwise("add", until, own.log_decay)
+            gates = ir.pointwise("sub", until, self._at_key(written))
+            if not inclusive:  # nothing, or its own decay, lies between a step and the one before it: no difference of two sums
+                gates = ir.pointwise("where", self._apart(s.reverse), gates, own.log_decay or ZERO)
+            between = [ir.pointwise("exp", gates)]
             self.per_feature |= bool(set(between[0].axes) & set(over))
-        seen = self._seen(s.reverse, inclusive=False) if inclusive else self._long_seen(s.reverse)
+        yield sign, enter(s, [*others, *([] if until is None else [ir.pointwise("exp", until)])], over)
+        seen = self._seen(s.reverse, inclusive=False)
         for own_sign, f in step.added:
             keys = [self._at_key(x) for x in f]
             pair = [*others, *keys, *between]
@@ -282,14 +405,6 @@ class _Maker:
             if n not in self._keyed:
                 self._keyed[n] = self._rename(n)
         return self._keyed[root]
-
-    def _before(self, root: ir.Node, reverse: bool) -> ir.Node:
-        """``root`` at the step before, 0 at the first step of a chunk."""
-        at = ir.pointwise("add" if reverse else "sub", ir.position(self.time), ir.const(1))
-        if self.time not in root.axes:
-            inside = ir.pointwise("lt", at, ir.size(self.time)) if reverse else ir.pointwise("ge", at, ir.const(0))
-            return ir.pointwise("where", inside, root, ir.const(0.0))
-        return ir.read(root, [(self.time, at)])
 
     def _rename(self, n: ir.Node) -> ir.Node:
         match n:
@@ -346,6 +461,8 @@ def _expanded(x: ir.Node) -> list[Summand]:
             return [(-sign, f) for sign, f in _expanded(a)]
         case ir.Pointwise(op="mul", args=(a, b)):
             return [(m * n, [*f, *g]) for m, f in _expanded(a) for n, g in _expanded(b)]
+        case ir.Reduce(op="sum", over=over, x=inner, where=None):
+            return [(sign, factors(_contracted(f, over))) for sign, f in _expanded(inner)]
         case ir.Pointwise(op="div", args=(a, b)) if not any(isinstance(n, ir.StateValue) for n in ir.topological([b])):
             return [(sign, [*f, ir.pointwise("div", ONE, b)]) for sign, f in _expanded(a)]
         case _:

@@ -14,6 +14,7 @@ from .adjoint import kept_products, replay_axis, segment_axis
 from .algebra import ZERO, add, factors, with_children
 from .emit_values import Context, Scope, Values
 from .plan import ONCE, Accumulate, Assign, Begin, Kernel, Load, Local, Loop, Store, index, local, origin
+from .recurrence import histories
 from .tasks import NotFused
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ class StepBuilder(Values):
         """One step, by states that are on chip."""
         for c in self.body.states:
             self._store(f"before_{c.name}", self.states[c.name])
+        for h in histories(self.body.states, self.body.along).values():
+            self._store(f"row_{h.state.name}", self._lowered(h.row))
         for n, product in enumerate(kept_products(self.body)):
             self._store(f"product_{n}", self._lowered(product))
         self._values_and_totals({})

@@ -51,6 +51,10 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
         waiting = {f"{c.name} of {n}": c for n, cs in enumerate(groups.values()) for c in cs}
         everything = roots | {name: c.next for name, c in waiting.items()}
         everything |= {f"start {name}": c.start for name, c in waiting.items() if c.start is not None}
+        written: dict[ir.Node, ir.Node] = {
+            h.state.next: h.before(h.row, key[0], key[1], inclusive=True) for h in histories(carries, key[0]).values()
+        }
+        everything = {name: substitute(node, written) for name, node in everything.items()} if written else everything
         wanted = {f for f in finals.values() if f in {c.name for c in carries}}
         shapes = _shapes(graph, outputs)
 
@@ -196,6 +200,36 @@ class Versions:
                 else:
                     self.memo[n] = with_children(n, tuple(self.memo[c] for c in ir.children(n)))
         return self.memo[root]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A state that holds a row for every position, which the step of that number writes once: the rows of all steps are the state."""
+
+    state: ir.Carry
+    key: str
+    row: ir.Node
+
+    def before(self, rows: ir.Node, along: tuple[str, ...], reverse: bool, *, inclusive: bool = False) -> ir.Node:
+        """The state before (``inclusive``: after) a step, from the rows of all steps."""
+        op = ("ge" if reverse else "le") if inclusive else ("gt" if reverse else "lt")
+        written = ir.pointwise(op, ir.position(self.key), ir.position(along[0]))
+        return ir.pointwise("where", written, ir.read(rows, [(along[0], ir.position(self.key))]), ZERO)
+
+
+def histories(carries: Iterable[ir.Carry], along: tuple[str, ...]) -> dict[str, History]:
+    """The states that are histories: S[j] is 0, becomes a row where j is the number of the step, and is kept elsewhere."""
+    found: dict[str, History] = {}
+    for c in carries:
+        match c.next:
+            case ir.Pointwise(op="where", args=(ir.Pointwise(op="eq", args=(ir.Position() as a, ir.Position() as b)), row, kept)):
+                keys = {a.axis, b.axis} - set(along)
+                same = isinstance(kept, ir.StateValue) and kept.name == c.name and c.start is None
+                if same and len(along) == 1 and len(keys) == 1 and keys <= set(c.axes) - set(row.axes) and set(along) <= set(row.axes):
+                    found[c.name] = History(c, next(iter(keys)), row)
+            case _:
+                pass
+    return found
 
 
 @dataclass(slots=True)

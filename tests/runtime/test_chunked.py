@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 SHIPPED = {
     **dict.fromkeys("linear_attn linear_plain lightning lightning_alibi simple_gla ssd mlstm_sigmoid".split(), LENGTH),
+    **dict.fromkeys("delta_rule gated_delta comba iplr".split(), LENGTH),
     **dict.fromkeys("gla gla_bidirectional hgrn2 rwkv5 rwkv6 gsa selective_scan".split(), SHORT_LENGTH),
+    **dict.fromkeys("kda gdn2 rwkv7".split(), SHORT_LENGTH),
 }
 
 HEAD = "kernel spec(q[b,h,t,d], k[b,h,t,d], v[b,h,t,e], g[b,h,t], f[b,h,t,d], u[h,d]) -> o[b,h,t,e]:\n    state S[b,h,d,e] along t\n"
@@ -41,13 +43,33 @@ SPELT = {
     "two gates": "    S <- exp(-abs(g)) * sigmoid(f) * S + k * v\n    o = sum[d](q * S)",
     "a constant": "    S <- 0.9 * S + k * v\n    o = sum[d](q * S)",
     "a difference": "    S <- exp(-abs(g)) * S - k * v\n    o = sum[d](q * S) - v",
+    "a correction": "    S <- S + k * (v - sum[d](k * S)) / 8\n    o = sum[d](q * S)",
+    "a correction after the decay": "    S <- exp(-abs(g)) * S\n    S <- S + k * (v - sum[d](k * S)) / 8\n    o = sum[d](q * S)",
+    "a correction of what was before the decay": "    S <- exp(-abs(g)) * S + k * (v - sum[d](k * S)) / 8\n    o = sum[d](q * S)",
+    "a correction multiplied out": "    S <- exp(-abs(g)) * (S - sum[d](k * S) * k / 8) + k * v\n    o = sum[d](q * S)",
+    "a correction on the other side": "    S <- S + v * (k - sum[e](v * S)) / 8\n    o = sum[d](q * S)",
+    "a correction by other vectors": "    S <- exp(-abs(f)) * S + sum[d](q * S) * k / 8 + k * v\n    o = sum[d](q * S)",
+    "a correction read before it is written": "    o = sum[d](q * S)\n    S <- S + k * (v - sum[d](k * S)) / 8",
+    "two corrections": "    S <- exp(-abs(g)) * S - k * sum[d](k * S) / 16 + q * sum[d](k * S) / 8 + k * v\n    o = sum[d](q * S)",
+    "two corrections by different vectors": "    S <- S - k * sum[d](k * S) / 16 - q * sum[d](q * S) / 16 + k * v\n    o = sum[d](q * S)",
+    "one correction after the other": (
+        "    S <- S - k * sum[d](k * S) / 16\n    S <- S - q * sum[d](q * S) / 16 + k * v\n    o = sum[d](q * S)"
+    ),
+    "a state that corrects another one": (
+        "    state R[b,h,d,e] along t\n    R <- exp(-abs(g)) * R + q * (v - sum[d](q * R)) / 8\n"
+        "    S <- S + k * (sum[d](k * R) - sum[d](k * S)) / 8\n    o = sum[d](q * S)"
+    ),
     "reads of two": (
         "    state z[b,h,d] along t\n    S <- S + exp(k) * v\n    z <- z + exp(k)\n    o = sum[d](exp(q) * S) / sum[d](exp(q) * z)"
     ),
 }
 NOT = {
     "a decay that may be negative": ("    S <- g * S + k * v\n    o = sum[d](q * S)", "its logarithm may not exist"),
-    "a correction": ("    S <- S + k * (v - sum[d](k * S))\n    o = sum[d](q * S)", "depends on states"),
+    "a correction along all axes": ("    S <- S + u * sum[d](k * v * S)\n    o = sum[d](q * S)", "differs along all of its axes"),
+    "corrections from both sides": (
+        "    S <- S - k * sum[d](k * S) / 8 - v * sum[e](v * S) / 8\n    o = sum[d](q * S)",
+        "by the other axes",
+    ),
     "a product of the state with itself": ("    S <- S * S + k * v\n    o = sum[d](q * S)", "depends on states"),
     "a decay from the state": ("    S <- sigmoid(sum[d](q * S)) * S + k * v\n    o = sum[d](q * S)", "depends on states"),
     "a write from the state": ("    S <- exp(-abs(g)) * S + k * tanh(S)\n    o = sum[d](q * S)", "depends on states"),
