@@ -48,7 +48,7 @@ def adjoint_recurrence(
             states[name]: h.before(ir.result(forward, named.get(h.row, f"row_{name}"), h.row.axes), body.along, body.reverse)
             for name, h in rows.items()
         }
-        kept |= {states[c.name]: ir.result(forward, f"before_{c.name}", {*c.axes, *body.along}) for c in whole}
+        kept |= {states[c.name]: ir.result(forward, named.get(states[c.name], f"before_{c.name}"), {*c.axes, *body.along}) for c in whole}
         kept |= {outer(p): ir.result(forward, f"product_{n}", {*p.axes, *body.along}) for n, p in enumerate(products)}
         found = {x: substitute(node, kept) for x, node in found.items()}
     replayed = tuple(ir.Carry(c.name, c.axes, None, steps[c.name]) for c in body.states)
@@ -70,7 +70,8 @@ def adjoint_recurrence(
     outputs = [x.axes for x in ir.topological([*forward.operands, *cotangents.values()]) if isinstance(x, ir.Input)]
     outputs += [node.axes for _, node in body.values]
     started = {c.name: c.start for c in body.states if c.start is not None}
-    carver = Carver(body.along, not body.reverse, carries, outputs, replayed if needed else (), checkpoints, body.parallel)
+    replays = replayed if needed else ()
+    carver = Carver(body.along, not body.reverse, carries, outputs, replays, checkpoints, body.parallel, columns=body.columns)
     carved = carver.carve(roots, {names[s] for s in started})
     for n, x in enumerate(operands):
         if str(n) in carved.roots:
@@ -105,6 +106,8 @@ def keeps_states(body: ir.Body) -> bool:
     They are then kept: nothing is replayed, and what needs no adjoint of a state is made of all steps at once.
     """
 
+    if body.columns:
+        return True
     most = max((body.own(c.axes) for c in body.states), default=0)
     return len(body.along) == 1 and most > 1 and any(body.along[0] in x.axes and body.own(x.axes) >= most for x in body.leaves)
 

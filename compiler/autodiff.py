@@ -144,6 +144,8 @@ def pull_back(outputs: Iterable[tuple[ir.Node, ir.Node]], wanted: Iterable[ir.No
         if node not in reach or node in leaves:
             continue
         if isinstance(node, ir.Recurrence):
+            if node not in results:  # nothing comes back through it
+                continue
             contributions = adjoint_recurrence(node, results[node], reach)
         elif node not in adjoint or node.kind != "real" or isinstance(node, ir.Input):
             continue

@@ -51,6 +51,10 @@ def build_kernel(context: Context, group: Group, name: str, extra: Group | None 
     if spread is not None:
         kernel = _smallest(*spread, name, extra)
     held = pressure(kernel, context.extents)
+    if held > context.registers and not group.sweeps:  # a program for every row, whose matrices are all that it holds
+        last = context.tilings(demand(group, context.structure, context.stored, context.extents))[-1]
+        kernel = KernelBuilder(context, group, name, last, extra).build()
+        held = pressure(kernel, context.extents)
     if held > context.registers:
         raise NotFused(f"a program of {name} would hold {held} elements at once, and a multiprocessor has {context.registers} registers")
     return kernel
@@ -133,6 +137,9 @@ class KernelBuilder(Sweeps):
             return self.structure.sort(kept)[-1]
         if sweeps and all(self._is_outer(s, kept) for s in sweeps):
             return None
+        features = kept & self.structure.features
+        if features and not self.context.loops_first:  # a program for every row of a tensor: what lies side by side is loaded together
+            return self.structure.sort(features)[-1]
         lacking = {
             a
             for a in kept

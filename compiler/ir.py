@@ -146,7 +146,8 @@ class Body:
     Its expressions are made of ``leaves`` (inputs that stand for the operands, in their order), positions, and ``StateValue`` of
     version 0: the states before a step. ``values`` are results of every step, ``totals`` sums over all steps and some of their axes.
     A body that runs backwards may need the states of the steps that it undoes: these are ``replayed`` from ``checkpoints``, leaves by
-    state. ``parallel`` axes only index: no step sums over them, and every state has them.
+    state. ``parallel`` axes only index: no step sums over them, and every state has them. ``columns``: one of them, where steps add
+    products of matrices to the states; programs take tiles of it.
     """
 
     along: tuple[str, ...]
@@ -158,6 +159,7 @@ class Body:
     parallel: frozenset[str]
     replayed: tuple[Carry, ...] = ()
     checkpoints: tuple[tuple[str, Input], ...] = ()
+    columns: str | None = None
 
     def own(self, axes: Iterable[str]) -> int:
         """How many axes there are beside those of programs and of steps: 1 for a vector that a step holds, 2 for a matrix."""

@@ -250,9 +250,10 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
 
 
 def _is_matrix(n: ir.Result) -> bool:
-    """Whether a result of every step is a matrix."""
+    """Whether a result of every step is a matrix, or a whole state."""
     assert isinstance(n.recurrence, ir.Recurrence)
-    return n.recurrence.body.own(n.axes) > 1
+    body = n.recurrence.body
+    return body.own(n.axes) > 1 or (body.columns is not None and any(set(c.axes) <= set(n.axes) for c in body.states))
 
 
 def _kind_of(n: ir.Node) -> str:
@@ -409,9 +410,13 @@ def _shares_weights(body: ir.Body) -> str | None:
 
 def _step_rows(lowered: Lowered, body: ir.Body, axes: set[str], order: Structure) -> tuple[str, int] | None:
     """The parallel axis that a program takes a tile of: where no step couples anything, the one that lies innermost in memory; where
-    vectors meet weights that every batch shares, the batch, so that they are multiplied as a matrix."""
+    vectors meet weights that every batch shares, the batch, so that they are multiplied as a matrix; where steps are products of
+    matrices, the columns of the states."""
     if not body.parallel:
         return None
+    if body.columns:
+        lowered.tiled.add(body.columns)
+        return body.columns, 64 if lowered.target.backend == "c" else 32
     if axes - body.parallel:
         shared = _shares_weights(body)
         if shared is not None:
@@ -561,10 +566,17 @@ def _kernels(units: list[tuple[Group, Group | None]], context: Context, directio
     return [kernel for group, extra in units for kernel in _kernels_of(group, extra, context, direction)]
 
 
+MOST_PRODUCTS = 6
+
+
 def _kernels_of(group: Group, extra: Group | None, context: Context, direction: str) -> list[Kernel]:
     """One kernel for all tasks of a group; where no program can hold that, one for each."""
     written = "_".join(b for t in (*group.tasks, *(extra.tasks if extra else ())) for b in (t.buffer, *t.also))
     name = f"{direction}_{written}" if len(written) < 60 else f"{direction}_{group.tasks[0].buffer}_and_{len(group.tasks) - 1}_more"
+    contracted = sum(len(s.over) > 0 and len(factors(s.x)) > 1 for s in group.sweeps)
+    if context.registers is not None and contracted > MOST_PRODUCTS and len(group.tasks) > 1 and extra is None:
+        half = len(group.tasks) // 2
+        return [k for part in (group.tasks[:half], group.tasks[half:]) for k in _kernels_of(Group(part), None, context, direction)]
     try:
         return [build_kernel(context, group, name.replace(".", "_"), extra)]
     except NotFused:

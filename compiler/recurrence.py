@@ -17,7 +17,7 @@ from .online import distribute
 from .tasks import NotFused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 Roots = dict[str, ir.Node]
 Key = tuple[tuple[str, ...], bool, int]
@@ -59,7 +59,8 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
         shapes = _shapes(graph, outputs)
 
         def carver(shapes: list[tuple[str, ...]], key: Key = key, carries: tuple[ir.Carry, ...] = tuple(carries)) -> Carver:
-            return Carver(key[0], key[1], carries, shapes, inner=_features(graph, key[0]))
+            inner = _features(graph, key[0])
+            return Carver(key[0], key[1], carries, shapes, inner=inner, columns=columns_of(list(carries), key[0], inner))
 
         try:
             carved = carver(shapes).carve(everything, wanted)
@@ -90,10 +91,21 @@ def _apart(graph: ir.Graph, root: ir.Node) -> ir.Node:
     for n in ir.topological([root]):
         new = with_children(n, tuple(memo[c] for c in ir.children(n)))
         if isinstance(new, ir.Reduce) and new.op == "sum":
-            found = {(s.along, s.reverse) for m in ir.topological([new.x]) if isinstance(m, ir.StateValue) for s in [graph.states[m.name]]}
+            found = {(s.along, s.reverse) for m in _terms(new.x) if isinstance(m, ir.StateValue) for s in [graph.states[m.name]]}
             new = distribute(new) if len(found) > 1 else new
         memo[n] = new
     return memo[root]
+
+
+def _terms(x: ir.Node) -> Iterable[ir.Node]:
+    """What an expression is made of, element by element: a sum may be stored."""
+    stack, seen = [x], {x}
+    while stack:
+        n = stack.pop()
+        yield n
+        below = () if isinstance(n, ir.Reduce) else ir.children(n)
+        stack += [c for c in below if c not in seen]
+        seen.update(below)
 
 
 def _features(graph: ir.Graph, along: tuple[str, ...]) -> frozenset[str]:
@@ -232,6 +244,28 @@ def histories(carries: Iterable[ir.Carry], along: tuple[str, ...]) -> dict[str, 
     return found
 
 
+def columns_of(carries: list[ir.Carry], along: tuple[str, ...], inner: Collection[str]) -> str | None:
+    """The axis of the columns of states to which steps add products of matrices, as those of a chunk, each column for itself."""
+    own = {*along, *(a for c in carries for a in c.axes)}
+    products = False
+    coupled: set[str] = set()
+    for n in ir.topological([c.next for c in carries]):
+        match n:
+            case ir.Reduce(op=op, over=over, x=x):
+                coupled.update(over)
+                parts = [f for f in factors(x) if set(over) & set(f.axes)]
+                moving = len(parts) > 1 and all(set(along) & set(f.axes) for f in parts)
+                products |= op == "sum" and moving and bool(set(over) - own) and any(len(set(n.axes) & set(c.axes)) > 1 for c in carries)
+            case ir.Read(at=at):
+                coupled.update(a for a, _ in at)
+            case _:
+                pass
+    free = set(inner) - coupled
+    for c in carries:
+        free &= set(c.axes)
+    return next((a for a in reversed(carries[0].axes) if a in free), None) if products else None
+
+
 @dataclass(slots=True)
 class Carved:
     """What is left of a graph, with results where the recurrence was."""
@@ -259,11 +293,18 @@ class Carver:
     """The parallel axes, where another recurrence has settled them: a sum over them is made of what every program stores."""
     inner: frozenset[str] = frozenset()
     """Axes that lie innermost in every input with a time axis that has them: features rather than heads."""
+    columns: str | None = None
+    """See ``ir.Body``: what such steps do not need themselves is made of all of their states at once."""
     inside: set[ir.Node] = field(default_factory=set)
     after: set[ir.Node] = field(default_factory=set)
     """What needs results of other steps."""
     groups: dict[ir.Node, list[ir.Node]] = field(default_factory=dict)
     """Products as products of values that may be stored."""
+    stored: list[tuple[str, ...]] = field(init=False)
+    """Axes of states that may be stored of every step."""
+
+    def __post_init__(self) -> None:
+        self.stored = [(*c.axes, *self.along) for c in self.states] if self.columns else []
 
     def carve(self, roots: Roots, finals: Iterable[str] = ()) -> Carved:
         roots = {name: self._by_steps(self._outward(node)) for name, node in roots.items()}
@@ -306,6 +347,7 @@ class Carver:
             parallel,
             tuple(ir.Carry(c.name, c.axes, None, inner(c.next)) for c in self.replayed),
             tuple((s, leaves[operands.index(n)]) for s, n in self.checkpoints.items()),
+            self.columns,
         )
         made = ir.recurrence(body, operands)
         became: dict[ir.Node, ir.Node] = {n: ir.result(made, name, n.axes) for n, name in values.items()}
@@ -342,7 +384,8 @@ class Carver:
                 continue
             below = [c for c in ir.children(n) if c in self.inside]
             foreign = set(n.axes) - usual and all(self._storable(c) for c in below)
-            if foreign or self._adds_rows(n, below) or any(c in self.after for c in ir.children(n)):
+            later = self.columns is not None and all(self._storable(c) for c in below)
+            if foreign or later or self._adds_rows(n, below) or any(c in self.after for c in ir.children(n)):
                 self.inside.discard(n)
                 self.after.add(n)
 
@@ -396,7 +439,7 @@ class Carver:
                 raise NotFused(f"a step has a {type(n).__name__.lower()} of what depends on a state")
 
     def _storable(self, n: ir.Node) -> bool:
-        return any(set(n.axes) <= set(axes) for axes in self.outputs)
+        return any(set(n.axes) <= set(axes) for axes in (*self.outputs, *self.stored))
 
     def _by_steps(self, root: ir.Node) -> ir.Node:
         """Sums over steps or programs and other axes as sums of what every step of a program sums."""
@@ -506,8 +549,8 @@ class Carver:
         for c in (*self.states, *self.replayed):
             common &= set(c.axes)
         free = common - coupled
-        if coupled & {a for c in self.states for a in c.axes}:  # else the states are vectors, and any axis is as good
-            free -= self.inner
+        if self.columns or coupled & {a for c in self.states for a in c.axes}:  # else the states are vectors, and any axis is as good
+            free -= self.inner - {self.columns}
         return frozenset(free)
 
     def _in_step(self, n: ir.Node) -> bool:
@@ -531,7 +574,8 @@ class Carver:
 
     def _unstorable(self, n: ir.Node) -> bool:
         """A value of every step that no tensor could hold: it is made at its step."""
-        return isinstance(n, ir.Reduce | ir.Pointwise) and bool(set(self.along) & set(n.axes)) and not self._storable(n)
+        held = any(set(n.axes) <= set(axes) for axes in self.outputs)
+        return isinstance(n, ir.Reduce | ir.Pointwise) and bool(set(self.along) & set(n.axes)) and not held
 
     def _leaves(self, nodes: Iterable[ir.Node]) -> tuple[tuple[ir.Input, ...], list[ir.Node], dict[ir.Node, ir.Node]]:
         """(leaves of the body, what they stand for, what to replace in the body's expressions)."""

@@ -231,4 +231,7 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
                 found.pair.discard(scattered[0])
                 found.whole.add(scattered[0])
     found.whole.update(a for a in others if a not in found.pair)
+    for n in nodes:  # rows of a tensor that a condition picks, where nothing else says how its axes are gone through
+        if isinstance(n, ir.Reduce) and n.where is not None and scatter_axis(n) is None:
+            found.pair.update(set(n.over) - found.whole)
     found.related &= found.pair
