@@ -253,9 +253,10 @@ def columns_of(carries: list[ir.Carry], along: tuple[str, ...], inner: Collectio
         match n:
             case ir.Reduce(op=op, over=over, x=x):
                 coupled.update(over)
-                parts = [f for f in factors(x) if set(over) & set(f.axes)]
-                moving = len(parts) > 1 and all(set(along) & set(f.axes) for f in parts)
-                products |= op == "sum" and moving and bool(set(over) - own) and any(len(set(n.axes) & set(c.axes)) > 1 for c in carries)
+                parts = [set(f.axes) for f in factors(x) if set(over) & set(f.axes)]
+                if op == "sum" and set(over) - own and len(parts) > 1 and all(set(along) & axes for axes in parts):
+                    sides = [axes - parts[0].intersection(*parts) for axes in parts]
+                    products |= all(side < sides[0].union(*sides) for side in sides)
             case ir.Read(at=at):
                 coupled.update(a for a, _ in at)
             case _:
