@@ -10,6 +10,9 @@ C, and G_t = g_0 + ... + g_t within a chunk, the state P before a chunk gives
 overflows that the recurrence itself would not. What a step reads of the latest write stands apart, and what is left of a write is a sum
 of the later gates: with G_t - G_t in an exponent, the gradient of a strong gate would be the difference of two large sums.
 
+What a step writes may be corrected by what it reads of states, as in S_t = S_{t-1} + k_t (v_t - k_t . S_{t-1}): such reads are unknowns
+of a triangular system within the chunk (``_Maker._solved``).
+
 Only matrix products and C times fewer steps are left, which is what GPUs are made for. The result is a graph as if a spec had said so:
 what is swept, fused and saved, and its backward pass, follow as for any other.
 """
@@ -156,6 +159,9 @@ class _Maker:
             return factor
         if not isinstance(factor, ir.Reduce) or sum(isinstance(f, ir.StateValue) for f in factors(factor.x)) != 1:
             raise Unchunkable(f"what {name} takes depends on states in another way than by a contraction")
+        reverse = self.graph.states[name].reverse
+        if any(self.graph.states[n.name].reverse != reverse for n in ir.topological([factor]) if isinstance(n, ir.StateValue)):
+            raise Unchunkable(f"what {name} takes depends on a state that goes the other way")
         if factor not in self._corrections:
             taken = {*self.graph.states, *(t.name for t in (*self.graph.kernel.inputs, *self.graph.kernel.outputs))}
             leaf = f"correction_{len(self._corrections)}"
@@ -177,11 +183,10 @@ class _Maker:
         reads = [_Correction(leaf, *self._correction(n, leaf, set(leaves.values()))) for n, leaf in leaves.items()]
         states: dict[str, ir.State] = {}
         values: dict[ir.Node, list[ir.Node]] = {r.leaf: [] for r in reads}
-        reverse = any(s.reverse for s in self.graph.states.values())
         sources = dict.fromkeys(r.source for r in reads)
         for number, source in enumerate([None, *sources]):
             begun = {r.leaf: r.free if source is None else r.entered if r.source == source else ZERO for r in reads}
-            rows = self._rows(reads, begun, f"solved_{number}", reverse)
+            rows = self._rows(reads, begun, f"solved_{number}")
             for leaf, (s, row) in rows.items():
                 states[s.name] = s
                 if source is None:
@@ -212,9 +217,7 @@ class _Maker:
         ((name, over, weight),) = sources
         return total(free), weight, total(coupled), (name, over)
 
-    def _rows(
-        self, reads: list[_Correction], begun: Mapping[ir.Node, ir.Node], stem: str, reverse: bool
-    ) -> dict[ir.Node, tuple[ir.State, ir.Node]]:
+    def _rows(self, reads: list[_Correction], begun: Mapping[ir.Node, ir.Node], stem: str) -> dict[ir.Node, tuple[ir.State, ir.Node]]:
         """For every read a history of x_t = begun_t + sum over s < t of A_ts x_s, and its row; none where all of that is 0."""
         axes: dict[ir.Node, set[str]] = {leaf: set(x.axes) for leaf, x in begun.items() if x is not ZERO}
         while True:
@@ -225,20 +228,23 @@ class _Maker:
             rows: dict[ir.Node, ir.Node] = {}
             for r in reads:
                 earlier: dict[ir.Node, ir.Node] = {self._at_key(leaf): before.get(leaf, ZERO) for leaf in begun}
-                row = add(begun[r.leaf], substitute(r.coupled, earlier))
-                if row is not ZERO:
-                    rows[r.leaf] = row
+                read = set(ir.topological([r.coupled]))
+                if any(self._at_key(leaf) in read for leaf in before):
+                    rows[r.leaf] = add(begun[r.leaf], substitute(r.coupled, earlier))
+                elif begun[r.leaf] is not ZERO:
+                    rows[r.leaf] = begun[r.leaf]
             found = {leaf: axes.get(leaf, set()) | set(row.axes) | {self.time, self.chunk} for leaf, row in rows.items()}
             if found == axes:
                 break
             axes = found
         made: dict[ir.Node, tuple[ir.State, ir.Node]] = {}
         here = ir.pointwise("eq", ir.position(self.key), ir.position(self.time))
+        reverse = {r.leaf: self.graph.states[r.source[0]].reverse for r in reads}
         for leaf, row in rows.items():
             value = before[leaf]
             assert isinstance(value, ir.StateValue)
             update = ir.pointwise("where", here, row, value)
-            made[leaf] = ir.State(value.name, self._history_axes(axes[leaf]), (self.time,), reverse, None, (update,), None), row
+            made[leaf] = ir.State(value.name, self._history_axes(axes[leaf]), (self.time,), reverse[leaf], None, (update,), None), row
         return made
 
     def _history_axes(self, axes: Collection[str]) -> tuple[str, ...]:

@@ -30,6 +30,8 @@ MAP_LIMIT = 2048
 """The same for a kernel without a matrix product, whose values are many and short-lived: 16 registers a thread."""
 
 
+MOST_PRODUCTS = 6
+"""Sums of products that a program on a GPU carries through its loops: what each keeps in registers, ``pressure`` sees a part of only."""
 REGISTERS = 65536
 """Registers of a multiprocessor of NVIDIA, which one program may have for itself."""
 

@@ -17,7 +17,7 @@ from .canonicalise import canonicalise
 from .emit import build_kernel
 from .emit_values import Context, Tiling
 from .exchange import exchange_contractions, split_sums
-from .fit import REGISTERS
+from .fit import MOST_PRODUCTS, REGISTERS
 from .names import name_nodes
 from .outside import split_outside
 from .plan import Buffer, Dtype, Kernel, Plan
@@ -566,15 +566,12 @@ def _kernels(units: list[tuple[Group, Group | None]], context: Context, directio
     return [kernel for group, extra in units for kernel in _kernels_of(group, extra, context, direction)]
 
 
-MOST_PRODUCTS = 6
-
-
 def _kernels_of(group: Group, extra: Group | None, context: Context, direction: str) -> list[Kernel]:
-    """One kernel for all tasks of a group; where no program can hold that, one for each."""
+    """One kernel for all tasks of a group; for each half, or each task, where no program of a GPU can hold that."""
     written = "_".join(b for t in (*group.tasks, *(extra.tasks if extra else ())) for b in (t.buffer, *t.also))
     name = f"{direction}_{written}" if len(written) < 60 else f"{direction}_{group.tasks[0].buffer}_and_{len(group.tasks) - 1}_more"
-    contracted = sum(len(s.over) > 0 and len(factors(s.x)) > 1 for s in group.sweeps)
-    if context.registers is not None and contracted > MOST_PRODUCTS and len(group.tasks) > 1 and extra is None:
+    products = sum(len(factors(s.x)) > 1 for s in group.sweeps)
+    if context.registers is not None and products > MOST_PRODUCTS and len(group.tasks) > 1 and extra is None:
         half = len(group.tasks) // 2
         return [k for part in (group.tasks[:half], group.tasks[half:]) for k in _kernels_of(Group(part), None, context, direction)]
     try:

@@ -59,6 +59,10 @@ SPELT = {
         "    state R[b,h,d,e] along t\n    R <- exp(-abs(g)) * R + q * (v - sum[d](q * R)) / 8\n"
         "    S <- S + k * (sum[d](k * R) - sum[d](k * S)) / 8\n    o = sum[d](q * S)"
     ),
+    "corrections in both directions": (
+        "    state R[b,h,d,e] along t reverse\n    R <- exp(-abs(g)) * R + q * (v - sum[d](q * R)) / 8\n"
+        "    S <- S + k * (v - sum[d](k * S)) / 8\n    o = sum[d](q * S) + sum[d](k * R)"
+    ),
     "reads of two": (
         "    state z[b,h,d] along t\n    S <- S + exp(k) * v\n    z <- z + exp(k)\n    o = sum[d](exp(q) * S) / sum[d](exp(q) * z)"
     ),
@@ -75,6 +79,10 @@ NOT = {
     "a write from the state": ("    S <- exp(-abs(g)) * S + k * tanh(S)\n    o = sum[d](q * S)", "depends on states"),
     "a nonlinear step": ("    S <- tanh(S + k * v)\n    o = sum[d](q * S)", "is not what it was times a decay"),
     "a position": ("    S <- exp(-abs(g)) * S + t * k * v\n    o = sum[d](q * S)", "needs its own number"),
+    "a correction by a state that goes the other way": (
+        "    state R[b,h,d,e] along t reverse\n    R <- R + q * v\n    S <- S + k * (v - sum[d](k * R)) / 8\n    o = sum[d](q * S)",
+        "goes the other way",
+    ),
     "a maximum": ("    S <- exp(-abs(g)) * S + k * v\n    o = max[d](q * S)", "read by max"),
 }
 
@@ -147,7 +155,7 @@ def test_check_passes(name: str) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("name", ["simple_gla", "gla", "hgrn2", "rwkv6", "ssd", "mlstm_sigmoid"])
+@pytest.mark.parametrize("name", ["simple_gla", "gla", "hgrn2", "rwkv6", "ssd", "mlstm_sigmoid", "gated_delta", "kda", "rwkv7"])
 def test_gradients_of_gates_are_exact_for_their_size(name: str, level: float) -> None:
     base = gated(name, level)
     made = in_chunks(base)
@@ -200,7 +208,7 @@ def test_explain_tells() -> None:
 CALLS = """
 from tests.evidence.library import kernel
 from tests.runtime.test_chunked import agree
-from weft.runtime import execute
+from weft.runtime import chunked, execute
 from weft.runtime.check import check_kernel, render
 
 done = []
@@ -220,6 +228,8 @@ assert report.passed, render(report)
 assert [result.case.sizes["t"] for result in report.results][-1] == 133  # two chunks and five steps
 check("simple_gla", 127, False)  # too short
 check("gla_bidirectional", 37, False)  # steps would be left over in both directions
+chunked.LENGTH = 16  # the interpreter is slow
+check("gated_delta", 35, True)
 """
 
 
