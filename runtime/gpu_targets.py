@@ -31,7 +31,8 @@ SHARED_LIMIT: dict[str, int] = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_10
 """Bytes of shared memory that one program can have: CUDA C++ Programming Guide, table of compute capabilities; CDNA3 ISA, LDS."""
 
 _POINTEES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1"}
-_NVIDIA_TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|IMMA|QGMMA|UTCQMMA)\b")
+_NVIDIA_TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+"""In PTX: each becomes instructions of tensor cores, and nothing else does."""
 _HALF_DOT = re.compile(r"\btt\.dot .*: tensor<[\dx]+x(?:bf16|f16)")
 _AMD_TENSOR_CORE = re.compile(r"\bv_s?mfma_")
 
@@ -166,24 +167,28 @@ def _last_strides(names: list[str]) -> set[str]:
 
 
 def _read_nvidia(kernel: str, target: TargetName, compiled: Any, dots: int) -> KernelReport:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{kernel}.cubin"
-        path.write_bytes(compiled.asm["cubin"])
-        assembly = _run_tool("nvdisasm", "--print-code", str(path))
     usage = _resource_usage(compiled.asm["cubin"])
     stack = _number(r"\bSTACK:(\d+)", usage)
     spilled = bool(stack) and _assembler_spills(compiled.asm["ptx"], target)
+    assembly = _disassembled(kernel, compiled.asm["cubin"]) if spilled else ""
     return KernelReport(
         kernel=kernel,
         target=target,
         registers=_number(r"\bREG:(\d+)", usage),
         spill_bytes=stack if spilled else 0,
-        spill_stores=len(re.findall(r"\bSTL(?:\.\w+)*\b", assembly)) if spilled else 0,
-        spill_loads=len(re.findall(r"\bLDL(?:\.\w+)*\b", assembly)) if spilled else 0,
+        spill_stores=len(re.findall(r"\bSTL(?:\.\w+)*\b", assembly)),
+        spill_loads=len(re.findall(r"\bLDL(?:\.\w+)*\b", assembly)),
         shared_bytes=compiled.metadata.shared,
-        tensor_core_instructions=len(_NVIDIA_TENSOR_CORE.findall(assembly)),
+        tensor_core_instructions=len(_NVIDIA_TENSOR_CORE.findall(compiled.asm["ptx"])),
         dots=dots,
     )
+
+
+def _disassembled(kernel: str, cubin: bytes) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{kernel}.cubin"
+        path.write_bytes(cubin)
+        return _run_tool("nvdisasm", "--print-code", str(path))
 
 
 @lru_cache(64)
