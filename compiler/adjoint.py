@@ -38,7 +38,7 @@ def adjoint_recurrence(
     steps = {c.name: outer(c.next) for c in body.states}
     pairs: list[tuple[ir.Node, ir.Node]] = [(steps[c.name], adjoints[c.name]) for c in body.states]
     pairs += [(outer(node), cotangents[name]) for name, node in body.values if name in cotangents]
-    operands = [x for x in forward.operands if x in reach and x.kind == "real"]
+    operands = [x for x in dict.fromkeys(forward.operands) if x in reach and x.kind == "real"]  # rewriting may have made two of them one
     found = pull_back(pairs, [*states.values(), *operands])
     products, rows = kept_products(body), histories(body.states, body.along)
     whole = [c for c in body.states if c.name not in rows] if products or keeps_states(body) else []
