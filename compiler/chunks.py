@@ -157,7 +157,8 @@ class _Maker:
         """A factor of what a state takes, with an input of the step in place of what it reads of states."""
         if not any(isinstance(n, ir.StateValue) for n in ir.topological([factor])):
             return factor
-        if not isinstance(factor, ir.Reduce) or sum(isinstance(f, ir.StateValue) for f in factors(factor.x)) != 1:
+        contraction = isinstance(factor, ir.Reduce) and factor.op == "sum" and factor.where is None
+        if not isinstance(factor, ir.Reduce) or not contraction or sum(isinstance(f, ir.StateValue) for f in factors(factor.x)) != 1:
             raise Unchunkable(f"what {name} takes depends on states in another way than by a contraction")
         reverse = self.graph.states[name].reverse
         if any(self.graph.states[n.name].reverse != reverse for n in ir.topological([factor]) if isinstance(n, ir.StateValue)):

@@ -83,6 +83,11 @@ NOT = {
         "    state R[b,h,d,e] along t reverse\n    R <- R + q * v\n    S <- S + k * (v - sum[d](k * R)) / 8\n    o = sum[d](q * S)",
         "goes the other way",
     ),
+    "a correction by a maximum": ("    S <- S + k * (v - max[d](k * S))\n    o = sum[d](q * S)", "in another way than by a contraction"),
+    "a correction by a part of a sum": (
+        "    S <- S + k * (v - sum[d where d < 3](k * S))\n    o = sum[d](q * S)",
+        "in another way than by a contraction",
+    ),
     "a maximum": ("    S <- exp(-abs(g)) * S + k * v\n    o = max[d](q * S)", "read by max"),
 }
 
