@@ -119,6 +119,8 @@ class _Maker:
         for name, s in self.graph.states.items():
             if s.where is not None:
                 raise Unchunkable(f"some steps of {name} are left out")
+            if s.init is not None and self._depends_on_time(s.init):
+                raise Unchunkable(f"what {name} begins with depends on the steps")
             self._steps[name] = self._decayed(name, len(s.updates))
         outer = {name: self._outer(s) for name, s in self.graph.states.items()}
         outputs = {name: self._output(name, node) for name, node in self.graph.outputs.items()}
@@ -132,6 +134,10 @@ class _Maker:
         names |= {node: leaf.name for leaf, node in values.items() if isinstance(leaf, ir.Input)}
         graph = ir.Graph(self._declared(), outputs, states, names)
         return Chunks(self.time, self.chunk, self.key, graph, self.per_feature)
+
+    def _depends_on_time(self, x: ir.Node) -> bool:
+        about = [n.axis for n in ir.topological([x]) if isinstance(n, ir.Position | ir.Size)]
+        return self.time in about or any(self.time in n.axes for n in ir.topological([x]))
 
     # Steps -----------------------------------------------------------------------------------------------------------
 
@@ -149,6 +155,8 @@ class _Maker:
             raise Unchunkable(f"the step of {name} keeps another state")
         summands = [(sign, f if f is kept[0] else [self._corrected(n, name) for n in f]) for sign, f in summands]
         kept = [f for _, f in summands if any(isinstance(n, ir.StateValue) for n in f)]
+        if any(sum(n in self._corrections.values() for n in f) > 1 for _, f in summands):
+            raise Unchunkable(f"what {name} takes is a product of what is read of states")
         logs = [self._placed_at(_logarithm(f)) for f in others if f is not ONE]
         added = tuple((sign, [self._placed_at(n) for n in f]) for sign, f in summands if f is not kept[0])
         return _Decayed(ir.pointwise("max", total((1, x) for x in logs), ir.const(LEAST_GATE)) if logs else None, added)
@@ -164,12 +172,16 @@ class _Maker:
         if any(self.graph.states[n.name].reverse != reverse for n in ir.topological([factor]) if isinstance(n, ir.StateValue)):
             raise Unchunkable(f"what {name} takes depends on a state that goes the other way")
         if factor not in self._corrections:
-            taken = {*self.graph.states, *(t.name for t in (*self.graph.kernel.inputs, *self.graph.kernel.outputs))}
-            leaf = f"correction_{len(self._corrections)}"
-            while leaf in taken:
-                leaf += "_"
+            leaf = self._unused(f"correction_{len(self._corrections)}")
             self._corrections[factor] = ir.make(ir.Input, factor.axes, "real", leaf)
         return self._corrections[factor]
+
+    def _unused(self, name: str) -> str:
+        """A name that the spec has not taken."""
+        taken = {*self.graph.states, *(t.name for t in (*self.graph.kernel.inputs, *self.graph.kernel.outputs))}
+        while any(other.startswith(name) for other in taken):
+            name += "_"
+        return name
 
     # Corrections -----------------------------------------------------------------------------------------------------
 
@@ -187,13 +199,15 @@ class _Maker:
         sources = dict.fromkeys(r.source for r in reads)
         for number, source in enumerate([None, *sources]):
             begun = {r.leaf: r.free if source is None else r.entered if r.source == source else ZERO for r in reads}
-            rows = self._rows(reads, begun, f"solved_{number}")
+            rows = self._rows(reads, begun, self._unused(f"solved_{number}"))
             for leaf, (s, row) in rows.items():
                 states[s.name] = s
                 if source is None:
                     values[leaf].append(row)
                     continue
                 name, over = source
+                if set(over) & set(leaf.axes):
+                    raise Unchunkable(f"what a state takes of {name} has an axis that is summed in it")
                 if set(self.graph.states[name].axes) <= set(row.axes):
                     raise Unchunkable(f"what {name} takes of itself differs along all of its axes")
                 values[leaf].append(ir.reduce("sum", over, ir.pointwise("mul", row, self._state_before(name))))

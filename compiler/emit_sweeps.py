@@ -209,7 +209,7 @@ class Sweeps(Values):
         condition = r.condition
         if not full:
             condition = conjunction([r.condition, self._in_range(axis)])
-        if self.extra is not None and self.rows and not full:
+        if self.extra is not None and self.rows in {*r.carried.axes, *r.over} and not full:
             condition = conjunction([condition, self._in_range(self.rows)])
         rescale = r.pivot.rescale if r.pivot is not None else None
         parts = factors(operand) if r.op == "sum" else [operand]

@@ -236,6 +236,7 @@ def histories(carries: Iterable[ir.Carry], along: tuple[str, ...]) -> dict[str, 
         match c.next:
             case ir.Pointwise(op="where", args=(ir.Pointwise(op="eq", args=(ir.Position() as a, ir.Position() as b)), row, kept)):
                 keys = {a.axis, b.axis} - set(along)
+                keys = keys if {a.axis, b.axis} == {*keys, *along} else set()
                 same = isinstance(kept, ir.StateValue) and kept.name == c.name and c.start is None
                 if same and len(along) == 1 and len(keys) == 1 and keys <= set(c.axes) - set(row.axes) and set(along) <= set(row.axes):
                     found[c.name] = History(c, next(iter(keys)), row)

@@ -83,6 +83,10 @@ NOT = {
         "    state R[b,h,d,e] along t reverse\n    R <- R + q * v\n    S <- S + k * (v - sum[d](k * R)) / 8\n    o = sum[d](q * S)",
         "goes the other way",
     ),
+    "a product of corrections": (
+        "    S <- exp(-abs(g)) * S + k * sum[d](k * S) * sum[d](q * S) / 64 + k * v\n    o = sum[d](q * S)",
+        "a product of what is read",
+    ),
     "a correction by a maximum": ("    S <- S + k * (v - max[d](k * S))\n    o = sum[d](q * S)", "in another way than by a contraction"),
     "a correction by a part of a sum": (
         "    S <- S + k * (v - sum[d where d < 3](k * S))\n    o = sum[d](q * S)",
@@ -198,6 +202,24 @@ def test_a_constant_decay_that_forgets_everything() -> None:
     torch.testing.assert_close(found.double(), right, rtol=5e-4, atol=5e-4)
     (gradient,) = torch.autograd.grad(found.sum(), [leaf])
     assert gradient.isfinite().all()
+
+
+def test_names_of_a_spec_are_not_taken() -> None:
+    text = "    state solved_0_0[b,h,d,e] along t\n    solved_0_0 <- 0.9 * solved_0_0 + k * (v - sum[d](k * solved_0_0)) / 8\n"
+    made: Kernel = weft.loads(HEAD + text + "    S <- S + k * v\n    o = sum[d](q * (S + solved_0_0))\n").spec
+    agree(made, in_chunks(made), 2 * LENGTH)
+
+
+def test_gradients_of_heads_that_are_summed() -> None:
+    """Rewriting makes two operands of the solve one: its gradient counts once."""
+    made: Kernel = weft.loads(HEAD + "    S <- exp(-abs(g)) * S + k * (v - sum[d,h](k * S)) / 16\n    o = sum[d](q * S)\n").spec
+    agree(made, in_chunks(made), 2 * LENGTH)
+
+
+def test_states_that_begin_with_the_length_go_step_by_step() -> None:
+    text = HEAD.replace("u[h,d]", "u[d,e]").replace("[b,h,d,e] along", "[b,h,d,e] = u / size(t) along")
+    found = ChunkedKernel.of(weft.loads(text + "    S <- exp(-abs(g)) * S + k * v\n    o = sum[d](q * S)\n").spec)
+    assert found == "what S begins with depends on the steps"
 
 
 def test_explain_tells() -> None:
