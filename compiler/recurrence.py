@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
+from ..dsl import typed
 from . import ir
 from .algebra import ZERO, conjuncts, factors, product, reduce_sum, substitute, where, with_children
 from .online import distribute
@@ -34,6 +35,7 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
     finals = {name: _final_of(graph, name, node) for name, node in outputs.items()}
     roots = {name: _last_step(graph, name, expand(node)) for name, node in outputs.items() if finals[name] is None}
     needed = _needed(graph, [*outputs.values()])
+    fixed = {a.name for a in graph.kernel.axes if isinstance(a.extent, typed.Literal)}
     roots = {name: _apart(graph, node) for name, node in roots.items()}
     groups: Groups = {}
     for name in states:
@@ -60,7 +62,7 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
 
         def carver(shapes: list[tuple[str, ...]], key: Key = key, carries: tuple[ir.Carry, ...] = tuple(carries)) -> Carver:
             inner = _features(graph, key[0])
-            return Carver(key[0], key[1], carries, shapes, inner=inner, columns=columns_of(list(carries), key[0], inner))
+            return Carver(key[0], key[1], carries, shapes, inner=inner, columns=columns_of(list(carries), key[0], inner, fixed))
 
         try:
             carved = carver(shapes).carve(everything, wanted)
@@ -245,8 +247,11 @@ def histories(carries: Iterable[ir.Carry], along: tuple[str, ...]) -> dict[str, 
     return found
 
 
-def columns_of(carries: list[ir.Carry], along: tuple[str, ...], inner: Collection[str]) -> str | None:
-    """The axis of the columns of states to which steps add products of matrices, as those of a chunk, each column for itself."""
+def columns_of(carries: list[ir.Carry], along: tuple[str, ...], inner: Collection[str], fixed: Collection[str]) -> str | None:
+    """The axis of the columns of states to which steps add products of matrices, as those of a chunk, each column for itself.
+
+    ``fixed``: axes with a number for their extent, as the steps of a chunk: then the states of all steps are few beside what they read.
+    """
     own = {*along, *(a for c in carries for a in c.axes)}
     products = False
     coupled: set[str] = set()
@@ -255,7 +260,8 @@ def columns_of(carries: list[ir.Carry], along: tuple[str, ...], inner: Collectio
             case ir.Reduce(op=op, over=over, x=x):
                 coupled.update(over)
                 parts = [set(f.axes) for f in factors(x) if set(over) & set(f.axes)]
-                if op == "sum" and set(over) - own and len(parts) > 1 and all(set(along) & axes for axes in parts):
+                rows = set(over) - own
+                if op == "sum" and rows and rows <= set(fixed) and len(parts) > 1 and all(set(along) & axes for axes in parts):
                     sides = [axes - parts[0].intersection(*parts) for axes in parts]
                     products |= all(side < sides[0].union(*sides) for side in sides)
             case ir.Read(at=at):

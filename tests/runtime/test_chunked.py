@@ -216,6 +216,28 @@ def test_gradients_of_heads_that_are_summed() -> None:
     agree(made, in_chunks(made), 2 * LENGTH)
 
 
+def test_corrections_with_an_axis_that_is_summed_elsewhere_go_step_by_step() -> None:
+    head = HEAD.replace("u[h,d]", "p[b,h,t,x]").replace(
+        "    state", "    state R[b,h,d,x,e] along t\n    state T[b,h,d,e] along t\n    state"
+    )
+    text = "    S <- exp(-abs(g)) * S + k * (v - sum[d](k * S)) / 8\n    R <- R + q * p * sum[d](k * S) / 8\n"
+    made: Kernel = weft.loads(head + text + "    T <- T + sum[x](p * R) / 8\n    o = sum[d](q * T)\n").spec
+    found = ChunkedKernel.of(made)
+    assert isinstance(found, str)
+    assert "has an axis that is summed in it" in found
+
+
+def test_gradients_of_a_sum_of_several_rows_a_step() -> None:
+    text = "kernel spec(k[t,r,c,d], v[t,r,e]) -> S[d,e]:\n    state S[d,e] along t\n    S <- S + sum[r,c](k * v) / 8\n"
+    made: Kernel = weft.loads(text).spec
+    torch.manual_seed(1)
+    k, v, final = torch.randn(5, 2, 3, 4, requires_grad=True), torch.randn(5, 2, 6, requires_grad=True), torch.randn(4, 6)
+    got = torch.autograd.grad(made(k, v, strict=True), (k, v), final)
+    want = torch.autograd.grad(torch.einsum("trcd,tre->de", k, v) / 8, (k, v), final)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_states_that_begin_with_the_length_go_step_by_step() -> None:
     text = HEAD.replace("u[h,d]", "u[d,e]").replace("[b,h,d,e] along", "[b,h,d,e] = u / size(t) along")
     found = ChunkedKernel.of(weft.loads(text + "    S <- exp(-abs(g)) * S + k * v\n    o = sum[d](q * S)\n").spec)
