@@ -38,6 +38,7 @@ LEAST_GATE = -88.0
 Summand = tuple[int, list[ir.Node]]
 """A sign and factors."""
 Signed = tuple[int, ir.Node]
+"""A sign and a term."""
 
 
 class Unchunkable(Exception):
@@ -83,9 +84,9 @@ class _Correction:
     free: ir.Node
     """b"""
     entered: ir.Node
-    """c"""
+    """c: the weights of the state before the chunk"""
     coupled: ir.Node
-    """A r, for all reads r of a step"""
+    """The sum over earlier steps, with the leaves of their reads in it"""
     source: tuple[str, tuple[str, ...]]
     """The name of P, and the axes of c . P."""
 
@@ -153,12 +154,11 @@ class _Maker:
             raise Unchunkable(f"what is kept of {name} depends on states")
         if not isinstance(own, ir.StateValue) or own.name != name:
             raise Unchunkable(f"the step of {name} keeps another state")
-        summands = [(sign, f if f is kept[0] else [self._corrected(n, name) for n in f]) for sign, f in summands]
-        kept = [f for _, f in summands if any(isinstance(n, ir.StateValue) for n in f)]
-        if any(sum(n in self._corrections.values() for n in f) > 1 for _, f in summands):
+        written = [(sign, [self._corrected(n, name) for n in f]) for sign, f in summands if f is not kept[0]]
+        if any(sum(n in self._corrections.values() for n in f) > 1 for _, f in written):
             raise Unchunkable(f"what {name} takes is a product of what is read of states")
         logs = [self._placed_at(_logarithm(f)) for f in others if f is not ONE]
-        added = tuple((sign, [self._placed_at(n) for n in f]) for sign, f in summands if f is not kept[0])
+        added = tuple((sign, [self._placed_at(n) for n in f]) for sign, f in written)
         return _Decayed(ir.pointwise("max", total((1, x) for x in logs), ir.const(LEAST_GATE)) if logs else None, added)
 
     def _corrected(self, factor: ir.Node, name: str) -> ir.Node:
@@ -177,7 +177,7 @@ class _Maker:
         return self._corrections[factor]
 
     def _unused(self, name: str) -> str:
-        """A name that the spec has not taken."""
+        """A name with which no name of the spec begins."""
         taken = {*self.graph.states, *(t.name for t in (*self.graph.kernel.inputs, *self.graph.kernel.outputs))}
         while any(other.startswith(name) for other in taken):
             name += "_"

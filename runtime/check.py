@@ -83,9 +83,9 @@ def check_kernel(
         long = _long(kernel) if name == "triton" and not quick and case is None and not sizes else {}
         if long:
             longer = _Run(kernel, replace(settings, limits=replace(limits, work=LONG_WORK)), run.notes)
-            more, none = _results(longer, dtypes, None, 1, seed, long, params, quick or interpreted, None)
+            more, failures = _results(longer, dtypes, None, 1, seed, long, params, quick or interpreted, None)
             results += more
-            run.notes.extend(f"chunks of steps were not checked: {f.message}" for f in none)
+            run.notes.extend(f"chunks of steps were not checked: {f.message}" for f in failures)
     else:
         results, lost = (), _smoke(run, seed, sizes, params)
     failed = bool(lost) or any(not r.passed for r in results) or (strict and not fused)
