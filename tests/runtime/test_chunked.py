@@ -238,6 +238,19 @@ def test_gradients_of_a_sum_of_several_rows_a_step() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_a_state_whose_rows_are_all_written_at_every_step_is_no_history() -> None:
+    text = "kernel spec(v[t,e], w[j]) -> o[t,e]:\n    state u[j,e] along t\n"
+    text += "    u <- where(j == j, sum[j](w * u) / 4 + v, u)\n    o = sum[j](w * u)\n"
+    made: Kernel = weft.loads(text).spec
+    torch.manual_seed(2)
+    v, w = torch.randn(5, 6, requires_grad=True), torch.randn(5, requires_grad=True)
+    found, right = made(v, w, strict=True), made.reference(v.double(), w.double())
+    torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-5)
+    got, want = (torch.autograd.grad(o.sum(), (v, w)) for o in (found, right))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_states_that_begin_with_the_length_go_step_by_step() -> None:
     text = HEAD.replace("u[h,d]", "u[d,e]").replace("[b,h,d,e] along", "[b,h,d,e] = u / size(t) along")
     found = ChunkedKernel.of(weft.loads(text + "    S <- exp(-abs(g)) * S + k * v\n    o = sum[d](q * S)\n").spec)
