@@ -8,7 +8,7 @@ from typing import assert_never
 
 from ..compiler import ir
 from ..compiler.plan import ONCE, Begin, Buffer, Load, Local, Loop, Statement, Store, inner_statements
-from .c_expressions import ORDER, PRIMARY, PRODUCT, Text, wrap
+from .c_expressions import ORDER, PRIMARY, PRODUCT, SUM, Text, wrap
 from .c_library import template
 from .c_lowering import Alias, Clear, Diagonal, Product, Run, Step, Sweep, TileLoad
 from .c_pieces import Define, Folded, Gather, Piece, all_reads, writes
@@ -107,17 +107,17 @@ class KernelPrinter(Runs):
                     pass
         return unchecked
 
-    def enter_tile(self, axis: str, body: tuple[Statement, ...]) -> None:
-        """Names for the tile of an axis, inside the loop over its tiles."""
+    def enter_tile(self, axis: str, body: tuple[Statement, ...], stop: Text | None = None) -> None:
+        """Names for the tile of an axis, inside the loop over its tiles. ``stop``: where the axis ends, if not at its extent."""
         block = self.kernel.tiled[axis]
         start = self.starts[axis]
-        if self.is_exact(axis, body):
+        if stop is None and self.is_exact(axis, body):
             self.counts[axis] = str(block)
             return
         if axis not in self.count_names:
             self.count_names[axis] = self.names.new(f"{self.axis_names[axis]}_count")
         self.counts[axis] = self.count_names[axis]
-        left = f"{self.size(axis)} - {start}"
+        left = f"{self.size(axis) if stop is None else wrap(stop, SUM + 1)} - {start}"
         self.put(f"const int {self.counts[axis]} = {left} < {block} ? {left} : {block};")
 
     def start_name(self, axis: str) -> str:
@@ -144,10 +144,10 @@ class KernelPrinter(Runs):
             else:
                 self.open(f"for (int {variable} = {start.text}; {variable} < {wrap(stop, ORDER + 1)}; {variable}++)")
         else:
-            first = "0" if start.text == "0" else f"{wrap(start, PRODUCT)} / {loop.block} * {loop.block}"
+            first = start.text if loop.exact or start.text == "0" else f"{wrap(start, PRODUCT)} / {loop.block} * {loop.block}"
             variable = self.start_name(loop.axis)
             self.open(f"for (int {variable} = {first}; {variable} < {wrap(stop, ORDER + 1)}; {variable} += {loop.block})")
-            self.enter_tile(loop.axis, loop.body)
+            self.enter_tile(loop.axis, loop.body, stop if loop.exact else None)
         self.inner_steps(steps)
         if loop.block is not None:
             del self.starts[loop.axis], self.counts[loop.axis]

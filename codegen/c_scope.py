@@ -20,7 +20,7 @@ def vector_order(kernel: Kernel) -> tuple[str, ...]:
     With the rows of a program side by side, maxima and sums over a swept axis are sums of vectors, and a product of the
     program's rows with a swept tile needs only the rows transposed, once.
     """
-    if not any(isinstance(s, Loop) for s in kernel.body):
+    if kernel.columns is not None or not any(isinstance(s, Loop) for s in kernel.body):
         return kernel.tile_order
     swept = [a for a in kernel.tile_order if a in kernel.tiled and a != kernel.rows]
     rows = [a for a in kernel.tile_order if a == kernel.rows]

@@ -409,7 +409,7 @@ def with_children(node: ir.Node, new: tuple[ir.Node, ...]) -> ir.Node:
     match node:
         case ir.Pointwise(op=op):
             return rebuild_pointwise(op, new)
-        case ir.Reduce(op="sum", over=over):
+        case ir.Reduce(op="sum", over=over) if node.kind == "real":
             return reduce_sum(over, new[0], new[1] if len(new) > 1 else None)
         case ir.Reduce(op=op, over=over):
             return ir.reduce(op, over, new[0], new[1] if len(new) > 1 else None)
@@ -423,6 +423,10 @@ def with_children(node: ir.Node, new: tuple[ir.Node, ...]) -> ir.Node:
             return ir.recurrence(body, new)
         case ir.Result(name=name):
             return ir.result(new[0], name, node.axes)
+        case ir.Route(tokens=tokens, experts=experts, block=block):
+            return ir.make(ir.Route, (), "int", new[0], tokens, experts, block)
+        case ir.Table(name=name):
+            return ir.make(ir.Table, node.axes, "int", new[0], name)
         case _:
             return node
 

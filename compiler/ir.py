@@ -106,6 +106,25 @@ class Select(Node):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Route(Node):
+    """The pairs of a token and an expert for which ``condition`` holds, in order of experts and then of tokens, cut into tiles of ``block``
+    pairs of one expert. Its results are ``Table`` nodes."""
+
+    condition: Node
+    tokens: tuple[str, ...]
+    experts: tuple[str, ...]
+    block: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Table(Node):
+    """A table of ints of a routing, by name: see ``routes.Tables``."""
+
+    route: Node
+    name: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class StateValue(Node):
     """A state after ``version`` updates of the present step, as a value with its time axes; 0: before the step."""
 
@@ -222,6 +241,10 @@ def children(node: Node) -> tuple[Node, ...]:
             return (x, *(e for _, e in at))
         case Select(x=x, k=k, where=where):
             return (x, k) if where is None else (x, k, where)
+        case Route(condition=condition):
+            return (condition,)
+        case Table(route=route):
+            return (route,)
         case Recurrence(operands=operands):
             return operands
         case Result(recurrence=recurrence):

@@ -9,8 +9,8 @@ from . import ir
 from .algebra import substitute
 
 
-def split_outside(graph: ir.Graph) -> tuple[dict[str, ir.Node] | None, dict[str, ir.Node], list[str]]:
-    """(outputs of the fused part or None, outside values by name, reasons)."""
+def split_outside(graph: ir.Graph, *, selects: bool = False) -> tuple[dict[str, ir.Node] | None, dict[str, ir.Node], list[str]]:
+    """(outputs of the fused part or None, outside values by name, reasons). ``selects``: selections and counts are part of the plan."""
     nodes = list(ir.topological(graph.outputs.values()))
     hosts = [frozenset(n.axes) for n in nodes if isinstance(n, ir.Input)] + [frozenset(t.axes) for t in graph.kernel.outputs]
     tainted: set[ir.Node] = set()
@@ -19,7 +19,7 @@ def split_outside(graph: ir.Graph) -> tuple[dict[str, ir.Node] | None, dict[str,
     read = {n.x for n in nodes if isinstance(n, ir.Read)}
     taken = {t.name for t in (*graph.kernel.inputs, *graph.kernel.outputs)}
     for n in nodes:
-        bad = _uncovered(n)
+        bad = None if selects and is_library(n) else _uncovered(n)
         if not bad and not any(c in tainted for c in ir.children(n)):
             continue
         storable = any(set(n.axes) <= h for h in hosts) or n in read
@@ -39,6 +39,11 @@ def split_outside(graph: ir.Graph) -> tuple[dict[str, ir.Node] | None, dict[str,
     left = set(ir.topological(outputs.values()))
     outside = {name: n for n, name in chosen.items() if replacement[n] in left}
     return outputs, outside, [r for r in reasons if any(r.startswith(f"{name} ") for name in outside)]
+
+
+def is_library(n: ir.Node) -> bool:
+    """What PyTorch makes between kernels: selections, and running sums of whole numbers."""
+    return isinstance(n, ir.Select) or (isinstance(n, ir.Scan) and n.kind != "real")
 
 
 def _uncovered(n: ir.Node) -> str | None:

@@ -7,6 +7,7 @@ What no class covers stays outside and runs as PyTorch around the fused part, wi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from . import algebra, ir
@@ -20,15 +21,17 @@ from .exchange import exchange_contractions, split_sums
 from .fit import MOST_PRODUCTS, REGISTERS
 from .names import name_nodes
 from .outside import split_outside
-from .plan import Buffer, Dtype, Kernel, Plan
+from .plan import ROUTE, Buffer, Dtype, Kernel, Library, Plan, divided
 from .recurrence import make_recurrences
+from .routed import needed_steps, plan_routed, routed_candidates, table_word
+from .routes import Router, Routing, find_routings
 from .scans import scans_as_states
 from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table, ordered
 from .tasks import Group, NotFused, Planner, Task, group_tasks, merge_sums, nest_sums
 from .verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 T = TypeVar("T")
 
@@ -76,6 +79,8 @@ class Lowered:
     """Axes that the plans tile; a small extent has a small tile."""
     passes: dict[str, object] = field(default_factory=dict)
     """The graph or plan after each named pass, for ``weft show --after``."""
+    routings: list[Routing] = field(default_factory=list)
+    """Which pairs of tokens and experts are computed."""
     _known: dict[ir.Node, Buffer] = field(default_factory=dict)
     _gradient_nodes: dict[str, ir.Node] = field(default_factory=dict)
     _births: dict[ir.Node, int] = field(default_factory=dict)
@@ -106,8 +111,23 @@ def _lower(lowered: Lowered) -> None:
     lowered.passes["build"] = lowered.passes["recur"] = dict(graph.outputs)
     constants: dict[ir.Node, ir.Node] = {ir.make(ir.Param, (), _kind(value), name): ir.const(value) for name, value in hints.params}
     stepped, refused = _recur(lowered, constants)
-    outputs, lowered.outside, reasons = split_outside(stepped)
-    lowered.reasons = [*refused, *reasons]
+    routings = [] if stepped.states else _routings(stepped, constants)
+    if routings:
+        _plan_graph(lowered, stepped, constants, routings)
+        if lowered.forward is not None:
+            return
+        refused = lowered.reasons
+        lowered.cotangents, lowered.gradients, lowered.by_extent, lowered.tiled = {}, {}, set(), set()
+        lowered._births.clear()
+    _plan_graph(lowered, stepped, constants, [])
+    lowered.reasons = [*refused, *lowered.reasons]
+
+
+def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir.Node], routings: list[Routing]) -> None:
+    """Plans a graph with these routings, or says in ``reasons`` why it cannot."""
+    graph = lowered.graph
+    lowered.routings = routings
+    outputs, lowered.outside, lowered.reasons = split_outside(stepped, selects=bool(routings))
     lowered.passes["outside"] = outputs
     if outputs is None:
         return
@@ -118,11 +138,36 @@ def _lower(lowered: Lowered) -> None:
     lowered.fused = ir.Graph(graph.kernel, outputs, {}, _carry(graph.names, constants, became), _carry(graph.spans, constants, became))
     try:
         _derive(lowered, outputs)
-        _schedule(lowered, outputs)
+        _schedule(lowered, _routed(lowered, outputs))
     except NotFused as error:
         lowered.reasons.append(str(error))
         lowered.fused = None
         lowered.forward = None
+        lowered._backward.clear()
+
+
+def _routings(graph: ir.Graph, constants: dict[ir.Node, ir.Node]) -> list[Routing]:
+    """The routings of a graph."""
+    outputs = canonicalise({name: substitute(node, constants) for name, node in graph.outputs.items()})
+    return find_routings(outputs, ordered(graph.kernel).order)
+
+
+def _routed(lowered: Lowered, outputs: dict[str, ir.Node]) -> dict[str, ir.Node]:
+    """Outputs with what only chosen pairs need computed for these; the gradients are rewritten likewise."""
+    names = lowered.fused.names if lowered.fused is not None else {}
+    for routing in lowered.routings:
+        router = Router(routing)
+        for gradients in (False, True):
+            rewritten = router.rewrite(lowered._gradient_nodes if gradients else outputs)
+            if gradients:
+                lowered._gradient_nodes = rewritten
+            else:
+                outputs = rewritten
+            for node, name in list(names.items()):
+                for became in (router.paired.get(node), router.dense.get(node)):
+                    if became is not None and not isinstance(became, ir.Const | ir.Input):
+                        names.setdefault(became, name)
+    return outputs
 
 
 def _recur(lowered: Lowered, constants: dict[ir.Node, ir.Node]) -> tuple[ir.Graph, list[str]]:
@@ -213,13 +258,15 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     segments = {segment_axis(n.body) for n in steps}
     layout |= {n: tuple(sorted(order.sort(n.axes), key=lambda a: a not in segments)) for n in kept}
     sweeps += kept
+    if lowered.routings:
+        sweeps, layout = routed_candidates(outputs, lowered.routings, structure, partial(_storable, lowered))
     by_node = {node: name for name, node in reversed(outputs.items())}
     candidates: dict[ir.Node, Buffer] = {}
     exact = {x for n in steps if isinstance(n, ir.Recurrence) for x in n.operands}  # as steps compute: what they read and begin with
     exact |= {n for n in kept if isinstance(n, ir.Result) and (n.name.startswith("checkpoint_") or _is_matrix(n))}
     for n in sweeps:
         wide = _wide_dtype(lowered) if set(n.axes) & structure.whole and n not in exact else "float32"
-        dtype: Dtype = "int32" if n.kind != "real" else wide
+        dtype: Dtype = wide if n.kind == "real" else "bool" if n.kind == "bool" else "int32"
         kept_whole = lowered.target.backend != "c" or lowered.hints.element_bytes >= 4 or n.kind != "real"
         if n in by_node and not _declared_dtype(lowered, by_node[n]) and kept_whole:
             candidates[n] = Buffer(by_node[n], layout[n], "input" if n.kind == "real" else dtype, "output")
@@ -262,6 +309,10 @@ def _kind_of(n: ir.Node) -> str:
             return op
         case ir.Result(name=name):
             return name
+        case ir.Table(name=name):
+            return table_word(name)
+        case ir.Select():
+            return "chosen"
         case _:
             return "value"
 
@@ -281,6 +332,7 @@ def _plan(
     assert lowered.fused is not None
     nodes = ir.topological([*lowered.fused.outputs.values(), *outputs.values()])
     time = frozenset(a for n in nodes if isinstance(n, ir.Recurrence) for a in n.body.along)
+    time = time.union(*(r.tokens | {r.pair} for r in lowered.routings))
     work = Work(lowered, direction, _buffers(lowered, outputs, known, direction, saved or {}), time=time)
     stored: dict[ir.Node, ir.Node] = {n: _stored_as(n, b) for n, b in known.items() if isinstance(n, ir.Result)}
     left = {name: substitute(node, stored) for name, node in outputs.items()}
@@ -291,13 +343,24 @@ def _plan(
             break
         replaced = plan_recurrence(work, found, left, plain)
         left = {name: substitute(node, replaced) for name, node in left.items()}
+    routed = bool(lowered.routings)
+    if routed:
+        left, plain = plan_routed(work, left, plain, lowered.routings), {}
     rest = {name: node for name, node in left.items() if not (isinstance(node, ir.Input) and node.name == name)}
-    forward = lowered.fused.outputs
+    forward = rest if routed else lowered.fused.outputs
     if rest:
         work.kernels += plan_rows(work, rest, plain, forward if len(rest) == len(outputs) and not work.derived else rest)
-    read = {b for k in work.kernels for b in _touched(k)}
+    for r in lowered.routings:
+        work.derived |= r.derived()
+    read = {b for k in work.kernels for b in _touched(k)} | {
+        b.name for b in work.buffers.values() if b.role == "saved" and b.name in outputs
+    }
+    library = needed_steps(work.library, read)
+    read |= {n.name for s in library for n in ir.topological([s.node]) if isinstance(n, ir.Input)} | {s.buffer for s in library}
     buffers = {n: b for n, b in work.buffers.items() if n in read}
-    plan = Plan(lowered.fused, "forward" if direction == "forward" else "backward", buffers, work.kernels, derived=work.derived)
+    plan = Plan(
+        lowered.fused, "forward" if direction == "forward" else "backward", buffers, work.kernels, derived=work.derived, library=library
+    )
     verify(plan)
     name_nodes(plan, lowered.fused)
     return plan
@@ -315,12 +378,54 @@ class Work:
     direction: str
     buffers: dict[str, Buffer]
     kernels: list[Kernel] = field(default_factory=list)
-    derived: dict[str, tuple[str | None, int]] = field(default_factory=dict)
+    derived: dict[str, ir.Node] = field(default_factory=dict)
+    library: list[Library] = field(default_factory=list)
     time: frozenset[str] = frozenset()
-    """Axes of the steps of recurrences."""
+    """Axes of the steps of recurrences and of the tokens of routings, which no tile keeps whole."""
+    wanted: dict[str, ir.Node] = field(default_factory=dict)
+    """What is to be stored, by buffer, as the graph had it before anything was planned."""
 
     def temporaries(self) -> int:
         return sum(b.role == "temporary" for b in self.buffers.values())
+
+    def fresh(self, word: str) -> str:
+        """A name for a buffer: a word, or a number where there is none."""
+        name = word or f"t{self.temporaries() + 1}"
+        taken = {*self.buffers, *(t.name for t in (*self.lowered.graph.kernel.inputs, *self.lowered.graph.kernel.outputs))}
+        while name in taken:
+            name += "_"
+        return name
+
+    def order(self, axes: Iterable[str]) -> tuple[str, ...]:
+        """Axes as they lie in memory: pairs of a routing first."""
+        found = ordered(self.lowered.graph.kernel).sort(axes)
+        return (*(a for a in found if a.startswith(ROUTE)), *(a for a in found if not a.startswith(ROUTE)))
+
+    def unused(self, name: str) -> str:
+        """A name for a kernel."""
+        return _unused(name, self)
+
+    def storable(self, axes: Iterable[str]) -> bool:
+        """Whether a value with these axes may be stored."""
+        return _storable(self.lowered, axes)
+
+    def wide(self) -> Dtype:
+        """The dtype of a stored value with a row for every pair."""
+        return "input"
+
+    def context(self) -> Context:
+        """What builders of kernels share, where all that they read is in memory."""
+        return _context(self.lowered, ordered(self.lowered.graph.kernel), {}, self.buffers)
+
+
+def _storable(lowered: Lowered, axes: Iterable[str]) -> bool:
+    """Whether some tensor has the axes, or a routing: those of its condition, or features of its pairs."""
+    wanted = set(axes)
+    for r in lowered.routings:
+        if wanted <= set(r.condition.axes) or (r.pair in wanted and wanted - {r.pair} <= r.features):
+            return True
+    kernel = lowered.graph.kernel
+    return any(wanted <= set(t.axes) for t in (*kernel.inputs, *kernel.outputs))
 
 
 def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], known: Mapping[ir.Node, Buffer]) -> dict[ir.Node, ir.Node]:
@@ -349,7 +454,7 @@ def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], 
     order = ordered(lowered.graph.kernel)
     results = [n for n in ir.topological(left.values()) if isinstance(n, ir.Result) and n.recurrence is found]
     segment = segment_axis(body)
-    work.derived |= {segment: (body.along[0], SEGMENT), replay_axis(body): (None, SEGMENT)}
+    work.derived |= {segment: divided(body.along[0], SEGMENT), replay_axis(body): ir.const(SEGMENT)}
     places: dict[str, list[str]] = {}
     for n in results:
         targets = [name for name, root in left.items() if root is n and set(work.buffers[name].axes) == set(n.axes)]
@@ -553,6 +658,8 @@ def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str],
         return [*smaller, *(Tiling(None, s) for s in (swept, 16) if s <= swept)]
 
     def block(axis: str, usual: int) -> int:
+        if axis.startswith(ROUTE):
+            return usual
         lowered.tiled.add(axis)
         return block_of(lowered.target.name, usual, extents.get(axis))
 

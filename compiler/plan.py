@@ -15,15 +15,21 @@ indices, fixed by the grid or by a loop.
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from . import ir
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 Dtype = Literal["input", "float32", "float16", "bfloat16", "int32", "int64", "bool"]
+
+
+ROUTE = "route."
+"""What the names of the axes begin with that a routing brings: no axis of a spec is called that."""
 
 
 # Leaves that exist only in plans --------------------------------------------------------------------------------
@@ -62,8 +68,9 @@ def index(axis: str) -> Index:
     return ir.make(Index, (axis,), "int", axis)
 
 
-def origin(axis: str) -> Origin:
-    return ir.make(Origin, (), "int", axis)
+def origin(axis: str) -> ir.Node:
+    """Where the positions along an axis begin: at 0 along one that a routing brings."""
+    return ir.const(0) if axis.startswith(ROUTE) else ir.make(Origin, (), "int", axis)
 
 
 def edge(axis: str, side: Literal["start", "stop"]) -> Edge:
@@ -219,7 +226,8 @@ ONCE = "once?"
 class Loop:
     """Over indices ``start <= index < stop`` of ``axis``, ``block`` at a time (None: one at a time, a scalar index).
 
-    ``start`` is rounded down to a multiple of the block. ``reverse``: from the last to the first."""
+    ``start`` is rounded down to a multiple of the block; in an ``exact`` loop it is not, and nothing lies beyond ``stop``. ``reverse``:
+    from the last to the first."""
 
     axis: str
     block: int | None
@@ -228,6 +236,7 @@ class Loop:
     body: tuple[Statement, ...]
     note: str
     reverse: bool = False
+    exact: bool = False
 
 
 Statement = Load | Compute | Contract | Fold | Begin | Advance | Accumulate | Scatter | Assign | Rename | Store | Loop
@@ -255,6 +264,18 @@ class Kernel:
     body: tuple[Statement, ...]
     note: str
     owner: bool = False
+    columns: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A value that PyTorch makes between two kernels: a selection, or a table of a routing. Its operands are tensors in memory.
+
+    ``before`` counts the kernels that are launched first."""
+
+    before: int
+    node: ir.Node
+    buffer: str
 
 
 @dataclass(slots=True)
@@ -262,7 +283,7 @@ class Plan:
     """Kernels in order of launch, with the tensors that they read and write.
 
     ``names`` gives every node of a statement a readable, unique identifier, safe in Python and C; ``lines`` its line in the spec.
-    ``derived`` axes exist in the plan only: their extent is that of an axis divided by a number and rounded up, or the number itself.
+    ``derived`` axes exist in the plan only: their extents are made of those of other axes, by operations on ints.
     """
 
     graph: ir.Graph
@@ -272,7 +293,8 @@ class Plan:
     names: dict[ir.Node, str] = field(default_factory=dict)
     lines: dict[ir.Node, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    derived: dict[str, tuple[str | None, int]] = field(default_factory=dict)
+    derived: dict[str, ir.Node] = field(default_factory=dict)
+    library: list[Library] = field(default_factory=list)
 
     def __str__(self) -> str:
         from .show_plan import show_plan
@@ -280,15 +302,51 @@ class Plan:
         return show_plan(self)
 
 
-def with_derived(extents: Mapping[str, int], derived: Mapping[str, tuple[str | None, int]]) -> dict[str, int]:
-    """Extents of the axes of a call and of those that the plan derives from them."""
+def with_derived(extents: Mapping[str, int], derived: Mapping[str, ir.Node]) -> dict[str, int]:
+    """Extents of the axes of a call and of those that the plan derives from them, where these are known."""
     found = dict(extents)
-    for axis, (base, number) in derived.items():
-        if base is None:
-            found[axis] = number
-        elif base in extents:
-            found[axis] = -(-extents[base] // number)
+    for axis, node in derived.items():
+        if all(n.axis in found for n in ir.topological([node]) if isinstance(n, ir.Size)):
+            found[axis] = extent_value(node, found)
     return found
+
+
+def divided(axis: str, number: int) -> ir.Node:
+    """The extent of an axis divided by a number and rounded up."""
+    return ir.pointwise("floordiv", ir.pointwise("add", ir.size(axis), ir.const(number - 1)), ir.const(number))
+
+
+def extent_value(node: ir.Node, extents: Mapping[str, int]) -> int:
+    """The value of an int that is made of extents."""
+    match node:
+        case ir.Const(value=value):
+            return int(value)
+        case ir.Size(axis=axis):
+            return extents[axis]
+        case ir.Pointwise(op="ceil" | "floor" | "round" as op, args=(x,)):
+            return ROUNDING[op](_number(x, extents))
+        case ir.Pointwise(op=op, args=args):
+            return int(ARITHMETIC[op](*(extent_value(a, extents) for a in args)))
+        case _:
+            raise AssertionError(f"no extent is made of a {type(node).__name__.lower()}")
+
+
+def _number(node: ir.Node, extents: Mapping[str, int]) -> float:
+    """A real number made of extents: what an extent is rounded from."""
+    match node:
+        case ir.Const(value=value):
+            return float(value)
+        case ir.Pointwise(op=op, args=args) if op in ARITHMETIC and op != "floordiv":
+            return float(ARITHMETIC[op](*(_number(a, extents) for a in args)))
+        case _:
+            return float(extent_value(node, extents))
+
+
+ROUNDING: dict[str, Callable[[float], int]] = {"ceil": math.ceil, "floor": math.floor, "round": round}
+ARITHMETIC: dict[str, Callable[..., float]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv, "min": min, "max": max,
+    "div": operator.truediv, "mod": operator.mod, "neg": operator.neg,
+}  # fmt: skip
 
 
 def inner_statements(body: tuple[Statement, ...]) -> list[Statement]:

@@ -24,6 +24,7 @@ from ..dsl import typed
 from . import errors, ir
 from . import reference_ops as ops
 from .reference_ops import Setting, Value
+from .route_tables import Tables
 
 Number = bool | int | float
 StateKey = tuple[str, int]
@@ -293,6 +294,13 @@ class _Evaluation:
                 return ops.scan(op, axis, get(x), _maybe(where, get), reverse, exclusive, setting)
             case ir.Read(x=x, at=at):
                 return self._read(get(x), at, get)
+            case ir.Route(condition=condition, tokens=tokens, experts=experts):
+                chosen = get(condition)
+                order = tuple(sorted((*tokens, *experts)))
+                data = ops.expand(chosen, order, setting).permute([order.index(a) for a in (*tokens, *experts)])
+                return Value(data, (*tokens, *experts))
+            case ir.Table(route=ir.Route() as route, name=name):
+                return Value(Tables(get(route).data, route, setting.extents, setting.origin).table(name, node.axes), node.axes)
             case ir.Select(over=over, x=x, k=k, where=where):
                 return ops.select(over, get(x), get(k), _maybe(where, get), setting)
             case _:

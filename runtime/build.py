@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..codegen.source import Entry, Module, Specialization
-from ..compiler.plan import Buffer
+from ..compiler import ir
+from ..compiler.plan import Buffer, Library
 from .arguments import Number
 from .cache import digest, disk_cache
 from .version import __version__, compiler_digest
@@ -44,7 +45,8 @@ class ProgramRecord:
     entries: tuple[Entry, ...]
     buffers: tuple[Buffer, ...]
     dtypes: tuple[tuple[str, str], ...]
-    derived: tuple[tuple[str, tuple[str | None, int]], ...] = ()
+    derived: tuple[tuple[str, ir.Node], ...] = ()
+    library: tuple[Library, ...] = ()
 
 
 def generate(
@@ -58,7 +60,14 @@ def generate(
     module = _print(target, plan, specialization, kernel)
     stem = f"{kernel.name}__{plan.direction}__{digest(module.text)[:8]}"
     return ProgramRecord(
-        stem, module.backend, module.text, module.entries, tuple(plan.buffers.values()), concrete, tuple(plan.derived.items())
+        stem,
+        module.backend,
+        module.text,
+        module.entries,
+        tuple(plan.buffers.values()),
+        concrete,
+        tuple(plan.derived.items()),
+        tuple(plan.library),
     )
 
 

@@ -23,6 +23,7 @@ from .build import BUFFER_DTYPES, Launch, ProgramRecord, load_program
 
 Dims = tuple[tuple[str, ...], ...]
 Shape = tuple[int, ...]
+Run = Callable[[list[Tensor], Sequence[int], Sequence[float]], None]
 
 _REMEMBERED = 64
 """Calls that differ in extents or strides and are kept prepared."""
@@ -33,7 +34,7 @@ class Prepared:
     """A program for given extents and strides: the shapes of what it allocates, and its launches, waiting for tensors."""
 
     shapes: tuple[Shape, ...]
-    launches: tuple[Callable[[list[Tensor], Sequence[int], Sequence[float]], None], ...]
+    launches: tuple[Run, ...]
 
 
 class Program:
@@ -90,7 +91,21 @@ class Program:
         strides.update((name, contiguous_strides(self.buffers[name], extents)) for name in self.made)
         make = self._launch_c if self.record.backend == "c" else self._launch_triton
         launches = [make(f, entry, strides, extents) for f, entry in zip(self.functions, self.record.entries, strict=True)]
+        if self.record.library:
+            launches = self._with_library(launches, strides, extents)
         return Prepared(tuple(self.made_shape(name, extents) for name in self.made), tuple(launches))
+
+    def _with_library(self, launches: list[Run], strides: Mapping[str, Shape], extents: Mapping[str, int]) -> list[Run]:
+        """Launches of kernels with the library's steps between them."""
+        from .library_steps import library_launches
+
+        place = {name: n for n, name in enumerate((*self.given, *self.made))}
+        found: list[Run] = []
+        for n in range(len(launches) + 1):
+            steps = [s for s in self.record.library if s.before == n]
+            found += library_launches(steps, self.buffers, place, strides, extents, self.axes)
+            found += launches[n : n + 1]
+        return found
 
     def _launch_c(self, function: Launch, entry: Entry, strides: Mapping[str, Shape], extents: Mapping[str, int]) -> Callable[..., None]:
         which, origins, params = self._indices(entry)

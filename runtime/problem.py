@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ..compiler import ir
+from ..compiler.canonicalise import canonicalise
 from ..compiler.extents import bind_params, complete, shape
+from ..compiler.routes import find_routings
 from ..compiler.sampling import sample
 from ..dsl import typed
 from .check_shapes import Role, compared_pairs, graph_nodes, read_ties, roles
@@ -28,6 +30,7 @@ class Usual:
     feature: int = 64
     heads: int = 8
     batch: int = 1
+    experts: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +83,26 @@ def usual_sizes(graph: ir.Graph, usual: Usual) -> dict[str, int]:
                 sizes[axis] = usual.feature
             case _:
                 sizes[axis] = usual.batch if axis == first[0] else 1 if axis in later_parts else usual.heads
+    sizes |= _experts(graph, set(sizes), usual.experts)
     for axis, at in read_ties(graph):
         if axis in sizes and at in sizes:
             sizes[axis] = max(sizes[axis], sizes[at])
     return sizes
+
+
+def _experts(graph: ir.Graph, chosen: set[str], count: int) -> dict[str, int]:
+    """Axes of experts, which together have about ``count``: a token chooses among them."""
+    if graph.states:
+        return {}
+    routings = find_routings(canonicalise(graph.outputs), {})
+    tokens = {a for r in routings for a in r.tokens}
+    found: dict[str, int] = {}
+    for r in routings:
+        selected = {a for n in ir.topological([r.condition]) if isinstance(n, ir.Select) for a in n.over}
+        free = sorted((r.experts | selected) & chosen - tokens)
+        parts = len(r.experts)
+        found |= dict.fromkeys(free, count if parts == 1 else max(1, round(count ** (1 / parts))))
+    return found
 
 
 def _mixed_heads(graph: ir.Graph, found: Mapping[str, Role]) -> set[str]:

@@ -15,7 +15,7 @@ from weft.compiler.algebra import substitute
 from weft.compiler.autodiff import RULES, NoDerivative, differentiate
 from weft.compiler.build import build
 from weft.compiler.pipeline import Hints, Lowered, Target, lower
-from weft.compiler.plan import Origin
+from weft.compiler.plan import Origin, with_derived
 from weft.dsl.typed import POINTWISE
 
 SPECS = sorted(Path(__file__).parents[2].joinpath("specs").glob("*.weft"))
@@ -107,7 +107,8 @@ def test_derived_gradients_agree_with_autograd(path: Path) -> None:
     for name, buffer in lowered.cotangents.items():
         axes = next(t.axes for t in kernel.outputs if t.name == name)
         given[buffer] = _sorted(cotangents[name], axes, sizes)
-    found = reference.evaluate(Unroller().graph(kernel, roots), given, params, sizes)
+    brought = {axis: extent for routing in lowered.routings for axis, extent in routing.derived().items()}
+    found = reference.evaluate(Unroller().graph(kernel, roots), given, params, with_derived(sizes, brought))
     for name, grad in zip(wanted, grads, strict=True):
         axes = next(t.axes for t in kernel.inputs if t.name == name)
         want = _sorted(torch.zeros_like(inputs[name]) if grad is None else grad, axes, sizes)

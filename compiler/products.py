@@ -1,0 +1,425 @@
+"""Pass: matrix products whose results are stored: of chosen pairs of tokens and experts, and of the rows of a router.
+
+A kernel takes a tile of rows, goes through the columns of the results tile by tile, and through what is summed within. What follows
+elementwise is made of the sums while they are on chip: what another product reads, sums along the columns, outputs. Rows are pairs of one
+expert (``tile``), the rows of a tensor, or, in the gradient of an expert's weights, one of their axes with the expert's pairs summed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import algebra, ir
+from .algebra import ZERO, conjunction, conjuncts, factors, product, reduce_sum, substitute
+from .emit_values import Context, Scope, Values
+from .plan import ROUTE, Accumulate, Begin, Index, Kernel, Load, Local, Loop, Store, index, local, origin
+from .tasks import LEAVES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .plan import Statement
+    from .routed import RouteTables
+
+PAIR = f"{ROUTE}pair"
+TILE = f"{ROUTE}tile"
+PLAIN = frozenset("mul neg add sub where".split())
+"""Operations that cost less to repeat than their result to load."""
+
+
+def is_pair(axis: str) -> bool:
+    return axis.startswith(PAIR)
+
+
+def is_product(n: ir.Node, storable: Callable[[Iterable[str]], bool]) -> bool:
+    """Whether a sum is one that this class computes: of pairs, of what is read for pairs, or a matrix product, all of what may be stored.
+    Scores of queries and keys may not, whatever they are multiplied with."""
+    if not isinstance(n, ir.Reduce) or n.op != "sum" or n.kind != "real":
+        return False
+    if isinstance(n.x, ir.Read) and any(is_pair(a) for a, _ in n.x.at):
+        return True
+    parts = [set(f.axes) for f in factors(n.x)]
+    if not all(storable(a) for a in (n.axes, *parts)):
+        return False
+    over = set(n.over)
+    if any(is_pair(a) for a in over):
+        return True
+    if any(is_pair(a) for a in n.axes):
+        return any(_is_lookup(f) for f in factors(n.x))
+    return any(over & a & b and a - b - over and b - a - over for k, a in enumerate(parts) for b in parts[k + 1 :])
+
+
+def _is_lookup(f: ir.Node) -> bool:
+    """Something read for every pair, with axes of its own."""
+    return any(isinstance(m, ir.Read) and len(m.axes) > 1 and any(is_pair(a) for _, e in m.at for a in e.axes) for m in ir.topological([f]))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The loops of a kernel: ``rows`` and ``columns`` of its results, ``grid`` axes besides; ``depth`` is summed by tiles, ``steps`` are
+    summed one index at a time. ``pair``: the axis of pairs, where there is one."""
+
+    grid: tuple[str, ...]
+    rows: str | None
+    columns: str | None
+    depth: str | None
+    steps: tuple[str, ...]
+    pair: str | None
+
+    @property
+    def own(self) -> frozenset[str]:
+        return frozenset(a for a in (*self.grid, self.rows, self.columns) if a is not None)
+
+
+@dataclass(slots=True)
+class Made:
+    """What one kernel stores: buffers and the nodes they hold. ``totals`` are sums along the columns."""
+
+    stores: dict[str, ir.Node] = field(default_factory=dict)
+    totals: dict[str, ir.Reduce] = field(default_factory=dict)
+
+
+def at_tile(node: ir.Node, pair: str, tables: RouteTables) -> ir.Node:
+    """A value of pairs, with what their expert has read at the expert of the tile."""
+    replacement: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological([node]):
+        if isinstance(n, ir.Input) and n.axes == (pair,):
+            kind, _, axis = tables.kind(n).partition(":")
+            if kind == "expert":
+                replacement[n] = tables.input(f"tile:{axis}")
+    return substitute(node, replacement) if replacement else node
+
+
+def shape_of(n: ir.Reduce, sort: Callable[[Iterable[str]], tuple[str, ...]], extents: dict[str, int], tables: RouteTables) -> Shape:
+    """The loops for a product. ``sort`` puts axes in the order of memory."""
+    pair = next((a for a in (*n.axes, *n.over) if is_pair(a)), None)
+    over = sort(n.over)
+    kept = list(sort(a for a in n.axes if not is_pair(a)))
+    bounds = {a for c in conjuncts(n.where) if is_bound(c) for a in c.axes}
+    segments = [a for a in kept if a in bounds]
+    free = [a for a in kept if a not in segments]
+    columns = free[-1] if free else None
+    rest = [a for a in free if a != columns]
+    if pair is not None and pair in n.axes:
+        rows: str | None = pair
+        grid = rest
+    else:
+        rows = max(rest, key=lambda a: (extents.get(a, 0), rest.index(a))) if rest else None
+        grid = [*segments, *(a for a in rest if a != rows)]
+    x = at_tile(n.x, pair, tables) if pair is not None and rows == pair else n.x
+    fits = _sides(factors(x), rows, columns)
+    depth: str | None = None
+    if pair is not None and pair in n.over:
+        depth = pair
+    elif fits is not None:
+        shared = [a for a in over if any(a in f.axes for f in fits[0]) and any(a in f.axes for f in fits[1])]
+        if shared:
+            depth = max(shared, key=lambda a: (extents.get(a, 0), over.index(a)))
+    elif columns is None and not isinstance(n.x, ir.Read):
+        depth = over[-1]
+    steps = tuple(a for a in over if a != depth)
+    return Shape(tuple(grid), rows, columns, depth, steps, pair)
+
+
+def _sides(parts: list[ir.Node], rows: str | None, columns: str | None) -> tuple[list[ir.Node], list[ir.Node]] | None:
+    """The factors of the left and of the right side of a matrix product; None where it is none."""
+    if columns is None:
+        return None
+    right = [f for f in parts if columns in f.axes]
+    left = [f for f in parts if columns not in f.axes]
+    if not left or not right or (rows is not None and any(rows in f.axes for f in right)):
+        return None
+    return left, right
+
+
+# What is stored ---------------------------------------------------------------------------------------------------
+
+
+def is_ready(n: ir.Node, sums: Iterable[ir.Node]) -> bool:
+    """Whether a value is made elementwise of tensors in memory and of these sums."""
+    known = set(sums)
+    stack = [n]
+    while stack:
+        m = stack.pop()
+        if m in known or isinstance(m, LEAVES):
+            continue
+        match m:
+            case ir.Pointwise(args=args):
+                stack.extend(args)
+            case ir.Read(x=ir.Input(), at=at):
+                stack.extend(e for _, e in at)
+            case _:
+                return False
+    return True
+
+
+def _depends(n: ir.Node, sums: set[ir.Node]) -> bool:
+    return any(m in sums for m in ir.topological([n]))
+
+
+def _is_costly(n: ir.Node) -> bool:
+    """More than a few plain operations."""
+    made = [m for m in ir.topological([n]) if isinstance(m, ir.Pointwise) and m.kind == "real"]
+    return any(m.op not in PLAIN for m in made)
+
+
+def core_of(n: ir.Reduce, own: frozenset[str]) -> tuple[ir.Node, list[ir.Node], ir.Node | None] | None:
+    """The part of a product's operand that has the axes of a kernel's results, with the conditions that have; the other factors, and the
+    other conditions."""
+    parts = factors(n.x)
+    wide = [f for f in parts if frozenset(f.axes) == own]
+    conditions = [c for c in conjuncts(n.where) if frozenset(c.axes) == own and not is_bound(c)]
+    if not wide or (all(isinstance(f, LEAVES) for f in wide) and len(wide) == 1 and not conditions):
+        return None
+    rest = [f for f in parts if f not in wide]
+    left = algebra.optional(conjunction(c for c in conjuncts(n.where) if c not in conditions))
+    return algebra.where(conjunction(conditions), product(wide), ZERO), rest, left
+
+
+def is_bound(condition: ir.Node) -> bool:
+    """Whether a condition says which pairs there are."""
+    return any(isinstance(n, ir.Position | Index) and is_pair(n.axis) for n in ir.topological([condition]))
+
+
+def choose_stores(
+    left: dict[str, ir.Node],
+    sums: list[ir.Reduce],
+    shape: Shape,
+    storable: Callable[[Iterable[str]], bool],
+    fresh: Callable[[ir.Node], str],
+) -> tuple[Made, dict[ir.Node, ir.Node]]:
+    """What a kernel with these sums stores, and what becomes of the graph's nodes: inputs under the names of their buffers."""
+    made = Made()
+    replaced: dict[ir.Node, ir.Node] = {}
+    known: set[ir.Node] = set(sums)
+    own = frozenset(sums[0].axes)
+    names = {n: name for name, n in reversed(left.items()) if name}
+
+    def keep(n: ir.Node) -> ir.Node:
+        if n not in replaced:
+            name = names.get(n) or fresh(n)
+            made.stores[name] = n
+            replaced[n] = ir.make(ir.Input, n.axes, n.kind, name)
+        return replaced[n]
+
+    nodes = list(ir.topological(left.values()))
+    for name, n in left.items():
+        if name and frozenset(n.axes) == own and is_ready(n, known) and _depends(n, known):
+            made.stores[name] = n
+            replaced.setdefault(n, ir.make(ir.Input, n.axes, n.kind, name))
+    rewritten: dict[ir.Node, ir.Node] = {}
+    for n in nodes:
+        match n:
+            case ir.Read(x=x) if frozenset(x.axes) == own and is_ready(x, known) and _depends(x, known):
+                keep(x)
+        if n in known or not isinstance(n, ir.Reduce) or n.op != "sum":
+            continue
+        along = shape.columns is not None and set(n.over) == {shape.columns} and frozenset(n.axes) == own - {shape.columns}
+        if along and is_ready(n.x, known) and n.where is None and _depends(n.x, known):
+            name = names.get(n) or fresh(n)
+            made.totals[name] = n
+            replaced[n] = ir.make(ir.Input, n.axes, n.kind, name)
+            continue
+        if shape.pair is None or shape.pair not in own or not is_product(n, storable):
+            continue
+        found = core_of(n, own)
+        if found is not None and is_ready(found[0], known) and (_depends(found[0], known) or _is_costly(found[0])):
+            core, rest, condition = found
+            if core not in known:
+                rewritten[n] = reduce_sum(n.over, product([*rest, keep(core)]), condition)
+    replaced |= rewritten
+    after = {name: _substituted(n, replaced) for name, n in left.items()}
+    for n in ir.topological(after.values()):
+        if n in known and n not in replaced:
+            keep(n)
+    return made, replaced
+
+
+def _substituted(n: ir.Node, replaced: dict[ir.Node, ir.Node]) -> ir.Node:
+    """Replaced from the top down: what replaces a node may hold others that are replaced."""
+    return substitute(n, replaced)
+
+
+# The kernel -------------------------------------------------------------------------------------------------------
+
+
+class ProductBuilder(Values):
+    """Builds the kernel of some products of one shape. ``tables`` are the tensors of the routing."""
+
+    def __init__(self, context: Context, shape: Shape, sums: list[ir.Reduce], made: Made, tables: RouteTables) -> None:
+        self.context = context
+        self.structure = context.structure
+        self.shape = shape
+        self.sums = sums
+        self.made = made
+        self.tables = tables
+        self.rows = None if shape.pair is not None and shape.rows == shape.pair else shape.rows
+        self.scopes = [Scope(frozenset())]
+        self.read = set()
+        self.known = {}
+        self.sparse = set()
+        self.names: dict[str, int] = {}
+        self.block = {a: self._block(a) for a in (shape.rows, shape.columns, shape.depth) if a is not None}
+        self.ragged = tuple(self.block)
+
+    def _block(self, axis: str) -> int:
+        usual = 32 if not self.context.loops_first and axis == self.shape.depth else 64
+        return usual if is_pair(axis) else self.context.block(axis, usual)
+
+    def build(self, name: str, note: str) -> Kernel:
+        shape = self.shape
+        pairs = shape.pair is not None and shape.rows == shape.pair
+        grid = shape.grid
+        if pairs:
+            assert shape.pair is not None
+            tile = shape.pair.replace(PAIR, TILE)
+            grid = (*grid, tile)
+            start, stop = self.tables.input("tile_start"), self.tables.input("tile_stop")
+            self._emit(start)
+            self._emit(stop)
+            with_rows = self._in_loop(shape.pair, self.block[shape.pair], start, stop, "pairs of one expert", self._columns, exact=True)
+            self.scopes[0].statements.append(with_rows)
+        else:
+            self._columns()
+        body = tuple(self.scopes[0].statements)
+        tiled = dict(self.block)
+        first = [a for a in (shape.pair, shape.rows, shape.depth) if a in tiled]
+        order = tuple(dict.fromkeys([*first, *([shape.columns] if shape.columns else [])]))
+        return Kernel(name, grid, self.rows, tiled, (), order, body, note, columns=shape.columns or order[-1])
+
+    def _in_loop(
+        self, axis: str, block: int | None, start: ir.Node, stop: ir.Node, note: str, inner: Callable[[], None], *, exact: bool = False
+    ) -> Loop:
+        scope = Scope(frozenset([axis]))
+        self.scopes.append(scope)
+        inner()
+        self.scopes.pop()
+        return Loop(axis, block, start, stop, tuple(scope.statements), note, exact=exact)
+
+    def _put(self, statement: Statement) -> None:
+        self.scopes[-1].statements.append(statement)
+
+    def _local(self, name: str, axes: Iterable[str]) -> Local:
+        count = self.names[name] = self.names.get(name, 0) + 1
+        return local(name if count == 1 else f"{name}_{count}", tuple(sorted(axes)))
+
+    def _columns(self) -> None:
+        totals = {name: self._local(f"{name}_total", n.axes) for name, n in self.made.totals.items()}
+        for carried in totals.values():
+            self._put(Begin(carried, "sum"))
+        columns = self.shape.columns
+        if columns is None:
+            self._results({})
+        else:
+            note = f"tiles of {columns}"
+            loop = self._in_loop(columns, self.block[columns], ir.const(0), ir.size(columns), note, lambda: self._results(totals))
+            self._put(loop)
+        for name, n in self.made.totals.items():
+            self._store(name, totals[name], n.axes)
+
+    def _results(self, totals: dict[str, Local]) -> None:
+        """One tile of the results: the sums, then what is made of them."""
+        carried: dict[ir.Reduce, Local] = {}
+        for s in self.sums:
+            wish = self.context.names.get(s)
+            carried[s] = self._local(f"{wish}_sum" if wish else "acc", s.axes)
+            self._put(Begin(carried[s], "sum"))
+        self._sum_loops(list(self.shape.steps), carried)
+        self.known = dict(carried.items())
+        for name, n in self.made.stores.items():
+            value = self._low(n)
+            self._emit(value)
+            self._store(name, value, n.axes)
+        for name, n in self.made.totals.items():
+            x = self._low(n.x)
+            self._emit(x)
+            self._put(Accumulate(totals[name], "sum", x, None, n.over))
+        self.known = {}
+
+    def _sum_loops(self, steps: list[str], carried: dict[ir.Reduce, Local]) -> None:
+        if steps:
+            axis, *rest = steps
+            inner = self._in_loop(axis, None, ir.const(0), ir.size(axis), f"every {axis}", lambda: self._sum_loops(rest, carried))
+            self._put(inner)
+            return
+        depth = self.shape.depth
+        if depth is None:
+            self._add(carried)
+            return
+        start: ir.Node = ir.const(0)
+        stop: ir.Node = ir.size(depth)
+        exact = False
+        if is_pair(depth):
+            exact = True
+            bounded = sum(is_bound(c) for c in conjuncts(self.sums[0].where)) > 1
+            if bounded:
+                start, stop = self.tables.input("first"), self.tables.input("last")
+                self._emit(start)
+            else:
+                stop = self.tables.input("count")
+            self._emit(stop)
+        note = "the pairs of an expert" if exact else f"tiles of {depth}"
+        self._put(self._in_loop(depth, self.block[depth], start, stop, note, lambda: self._add(carried), exact=exact))
+
+    def _add(self, carried: dict[ir.Reduce, Local]) -> None:
+        depth: tuple[str, ...] = () if self.shape.depth is None else (self.shape.depth,)
+        for s in self.sums:
+            parts = factors(self._low(s.x))
+            condition = self._low(conjunction(c for c in conjuncts(s.where) if not is_bound(c)))
+            sides = _sides(parts, self.shape.rows, self.shape.columns)
+            lhs: ir.Node = self._scaled(parts)
+            rhs: ir.Node | None = None
+            if sides is not None and depth and all(any(depth[0] in f.axes for f in side) for side in sides):
+                lhs, rhs = self._scaled(sides[0]), self._scaled(sides[1])
+            if condition is not algebra.TRUE and rhs is not None and self.shape.columns in condition.axes:
+                rhs = ir.pointwise("where", condition, rhs, ZERO)
+            elif condition is not algebra.TRUE:
+                lhs = ir.pointwise("where", condition, lhs, ZERO)
+                if rhs is not None:
+                    lhs, rhs = self._shield(lhs, rhs, condition)
+            if isinstance(lhs, ir.Const):
+                lhs = ir.pointwise("where", ir.pointwise("ge", index(depth[0]), ir.const(0)), lhs, ZERO)
+            if rhs is not None:
+                self._emit(rhs)
+            self._emit(lhs)
+            self._put(Accumulate(carried[s], "sum", lhs, rhs, depth))
+
+    def _scaled(self, parts: list[ir.Node]) -> ir.Node:
+        """A product in which what varies along one axis of the tile is multiplied first."""
+        thin = [f for f in parts if len(set(f.axes) & set(self.block)) < 2]
+        wide = [f for f in parts if f not in thin]
+        if not thin or not wide:
+            return product(parts)
+        return algebra.mul(product(thin), product(wide))
+
+    def _store(self, buffer: str, value: ir.Node, axes: Iterable[str]) -> None:
+        self._put(Store(buffer, value, tuple(a for a in self.block if a in axes)))
+
+    # Values -----------------------------------------------------------------------------------------------------
+
+    def _low(self, node: ir.Node) -> ir.Node:
+        """What an expert has is read at the expert of the tile."""
+        found = super()._low(node)
+        if self.shape.pair is None:
+            return found
+        if self.shape.rows == self.shape.pair:
+            return at_tile(found, self.shape.pair, self.tables)
+        replacement: dict[ir.Node, ir.Node] = {}
+        for n in ir.topological([found]):
+            if isinstance(n, ir.Input) and n.axes == (self.shape.pair,):
+                kind, _, axis = self.tables.kind(n).partition(":")
+                if kind == "expert" and axis in self.shape.grid:
+                    replacement[n] = ir.pointwise("add", index(axis), origin(axis))
+        return substitute(found, replacement) if replacement else found
+
+    def _load(self, node: ir.Node, buffer: str, at: tuple[tuple[str, ir.Node], ...]) -> None:
+        """What a routing's own tables say lies inside."""
+        sound = {a for a, e in at if self._is_table(e)}
+        own = [a for a in self.context.layout[buffer] if a not in dict(at)]
+        checked = [a for a in own if a in self.ragged]
+        self._append(node, Load(node, buffer, at, (*checked, *(a for a, _ in at if a not in sound))))
+
+    def _is_table(self, e: ir.Node) -> bool:
+        inputs = [n for n in ir.topological([e]) if isinstance(n, ir.Input)]
+        return bool(inputs) and all(self.tables.kind(n).partition(":")[0] in ("token", "expert", "tile") for n in inputs)
