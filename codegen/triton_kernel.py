@@ -770,13 +770,14 @@ class KernelPrinter:
         axis = loop.axis
         if block != self._sizes.get(axis):
             raise UnprintablePlan(f"a loop over {axis} by {block}, of which a tile has {self._sizes.get(axis)}")
-        start, stop = self._start(loop.start, axis, block), self._bound(loop.stop)
+        start = self._bound(loop.start) if loop.exact else self._start(loop.start, axis, block)
+        stop = self._bound(loop.stop)
         start, stop = self._short(start, f"{axis}_first"), self._short(stop, f"{axis}_last")
         with self._inner_lines() as (lines, read), self._scope():
             self._print_body(loop.body)
         self._emit(f"for {self._names.start(axis)} in range({start}, {stop}, {self._span(axis)}):")
         self._depth += 1
-        for line in self._definitions(axis, read):
+        for line in self._definitions(axis, read, stop if loop.exact else None):
             self._emit(line)
         self._depth -= 1
         self._lines += lines
@@ -791,8 +792,9 @@ class KernelPrinter:
         yield inner
         self._lines, self._read = lines, read
 
-    def _definitions(self, axis: str, read: set[tuple[str, str]]) -> list[str]:
-        """What a tile along an axis needs of its indices, edges and extent, in order; offsets in the tile are not among them."""
+    def _definitions(self, axis: str, read: set[tuple[str, str]], end: str | None = None) -> list[str]:
+        """What a tile along an axis needs of its indices, edges and extent, in order; offsets in the tile apart. ``end``: where
+        the axis ends, if not at its extent."""
         names = self._names
         lines = []
         if ("base", axis) in read:
@@ -801,9 +803,9 @@ class KernelPrinter:
             first = "" if axis in self._extents else f"{names.start(axis)} + "
             lines.append(f"{names.index(axis)} = {first}tl.arange(0, {self._span(axis)})")
         if ("inside", axis) in read:
-            lines.append(f"{names.inside(axis)} = {names.index(axis)} < {self._show_size(axis).text}")
+            lines.append(f"{names.inside(axis)} = {names.index(axis)} < {end or self._show_size(axis).text}")
         if ("stop", axis) in read:
-            size = self._show_size(axis).text
+            size = end or self._show_size(axis).text
             lines.append(f"{names.stop(axis)} = tl.minimum({names.start(axis)} + {self._span(axis)}, {size})")
         return lines
 

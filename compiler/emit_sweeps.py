@@ -93,7 +93,7 @@ class Sweeps(Values):
         self._prepare([bounds.start, bounds.stop, bounds.full_start, bounds.full_stop])
         if not bounds.solved:
             tiles = frozenset({axis, *([self.rows] if self.rows else [])})
-            tests = list(dict.fromkeys(masks.possible(r.condition, tiles) for r in running))
+            tests = list(dict.fromkeys(self._scalar(masks.possible(r.condition, tiles)) for r in running))
             worthwhile: ir.Node | None = None
             if None not in tests:
                 for t in tests:
@@ -122,9 +122,13 @@ class Sweeps(Values):
             tail = masks.int_op("max", aligned_high, start)
             self._loop(axis, tail, stop, running, full=False, note="tiles on the border of the mask, and the tail")
 
+    def _scalar(self, test: ir.Node | None) -> ir.Node | None:
+        """A test of a tile that is the same for all of it; None where it varies along axes that the tile keeps whole."""
+        return None if test is None or set(test.axes) & self.structure.whole else test
+
     def _whole_tile(self, axis: str, running: list[Running], tiles: frozenset[str]) -> ir.Node | None:
         """A test whether a tile needs no mask, where masks know no range of such tiles: documents, padding, a prefix or what is given."""
-        tests = list(dict.fromkeys(masks.certain(r.condition, tiles) for r in running))
+        tests = list(dict.fromkeys(self._scalar(masks.certain(r.condition, tiles)) for r in running))
         if None in tests:
             return None
         complete = [axis, *([self.rows] if self.rows and any(r.buffer is not None for r in running) else [])]

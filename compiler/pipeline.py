@@ -24,7 +24,7 @@ from .outside import split_outside
 from .plan import ROUTE, Buffer, Dtype, Kernel, Library, Plan, divided
 from .recurrence import make_recurrences
 from .routed import needed_steps, plan_routed, routed_candidates, table_word
-from .routes import Router, Routing, find_routings
+from .routes import BLOCKS, Router, Routing, find_routings, push_reads
 from .scans import scans_as_states
 from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table, ordered
 from .tasks import Group, NotFused, Planner, Task, group_tasks, merge_sums, nest_sums
@@ -111,7 +111,7 @@ def _lower(lowered: Lowered) -> None:
     lowered.passes["build"] = lowered.passes["recur"] = dict(graph.outputs)
     constants: dict[ir.Node, ir.Node] = {ir.make(ir.Param, (), _kind(value), name): ir.const(value) for name, value in hints.params}
     stepped, refused = _recur(lowered, constants)
-    routings = [] if stepped.states else _routings(stepped, constants)
+    routings = [] if stepped.states else _routings(stepped, constants, BLOCKS[lowered.target.backend])
     if routings:
         _plan_graph(lowered, stepped, constants, routings)
         if lowered.forward is not None:
@@ -132,6 +132,8 @@ def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir
     if outputs is None:
         return
     outputs = {name: substitute(node, constants) for name, node in outputs.items()}
+    if routings:
+        outputs = push_reads(outputs, dict(lowered.hints.extents))
     became: dict[ir.Node, ir.Node] = {}
     outputs = split_sums(canonicalise(outputs, became))
     lowered.passes["canonicalise"] = outputs
@@ -146,10 +148,10 @@ def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir
         lowered._backward.clear()
 
 
-def _routings(graph: ir.Graph, constants: dict[ir.Node, ir.Node]) -> list[Routing]:
+def _routings(graph: ir.Graph, constants: dict[ir.Node, ir.Node], block: int) -> list[Routing]:
     """The routings of a graph."""
     outputs = canonicalise({name: substitute(node, constants) for name, node in graph.outputs.items()})
-    return find_routings(outputs, ordered(graph.kernel).order)
+    return find_routings(outputs, ordered(graph.kernel).order, block)
 
 
 def _routed(lowered: Lowered, outputs: dict[str, ir.Node]) -> dict[str, ir.Node]:

@@ -264,8 +264,14 @@ class ProductBuilder(Values):
         self.ragged = tuple(self.block)
 
     def _block(self, axis: str) -> int:
-        usual = 32 if not self.context.loops_first and axis == self.shape.depth else 64
-        return usual if is_pair(axis) else self.context.block(axis, usual)
+        usual = 32 if not self.context.loops_first and self.shape.depth in (axis, None) else 64
+        return (
+            self.tables.routing.route.block
+            if axis == self.shape.rows and is_pair(axis)
+            else usual
+            if is_pair(axis)
+            else self.context.block(axis, usual)
+        )
 
     def build(self, name: str, note: str) -> Kernel:
         shape = self.shape
@@ -332,7 +338,7 @@ class ProductBuilder(Values):
             self._emit(value)
             self._store(name, value, n.axes)
         for name, n in self.made.totals.items():
-            x = self._low(n.x)
+            x = self._existing(self._low(n.x), n.over, ir.size(n.over[0]))
             self._emit(x)
             self._put(Accumulate(totals[name], "sum", x, None, n.over))
         self.known = {}
@@ -345,7 +351,7 @@ class ProductBuilder(Values):
             return
         depth = self.shape.depth
         if depth is None:
-            self._add(carried)
+            self._add(carried, None)
             return
         start: ir.Node = ir.const(0)
         stop: ir.Node = ir.size(depth)
@@ -360,9 +366,9 @@ class ProductBuilder(Values):
                 stop = self.tables.input("count")
             self._emit(stop)
         note = "the pairs of an expert" if exact else f"tiles of {depth}"
-        self._put(self._in_loop(depth, self.block[depth], start, stop, note, lambda: self._add(carried), exact=exact))
+        self._put(self._in_loop(depth, self.block[depth], start, stop, note, lambda: self._add(carried, stop), exact=exact))
 
-    def _add(self, carried: dict[ir.Reduce, Local]) -> None:
+    def _add(self, carried: dict[ir.Reduce, Local], stop: ir.Node | None) -> None:
         depth: tuple[str, ...] = () if self.shape.depth is None else (self.shape.depth,)
         for s in self.sums:
             parts = factors(self._low(s.x))
@@ -380,10 +386,21 @@ class ProductBuilder(Values):
                     lhs, rhs = self._shield(lhs, rhs, condition)
             if isinstance(lhs, ir.Const):
                 lhs = ir.pointwise("where", ir.pointwise("ge", index(depth[0]), ir.const(0)), lhs, ZERO)
+            lhs = self._existing(lhs, depth, stop)
             if rhs is not None:
+                rhs = self._existing(rhs, depth, stop)
                 self._emit(rhs)
             self._emit(lhs)
             self._put(Accumulate(carried[s], "sum", lhs, rhs, depth))
+
+    def _existing(self, x: ir.Node, axes: Iterable[str], stop: ir.Node | None) -> ir.Node:
+        """A computed operand, 0 at indices that do not exist: tiles of a GPU go on beyond the last one, where 0 / 0 is no number."""
+        if self.context.loops_first or isinstance(x, ir.Input | ir.Read):
+            return x
+        for axis in axes:
+            if axis in x.axes and stop is not None:
+                x = ir.pointwise("where", ir.pointwise("lt", index(axis), stop), x, ZERO)
+        return x
 
     def _scaled(self, parts: list[ir.Node]) -> ir.Node:
         """A product in which what varies along one axis of the tile is multiplied first."""
@@ -418,6 +435,7 @@ class ProductBuilder(Values):
         sound = {a for a, e in at if self._is_table(e)}
         own = [a for a in self.context.layout[buffer] if a not in dict(at)]
         checked = [a for a in own if a in self.ragged]
+        checked += [a for a in self.ragged if a not in checked and any(a in e.axes for _, e in at)]  # rows that do not exist read nothing
         self._append(node, Load(node, buffer, at, (*checked, *(a for a, _ in at if a not in sound))))
 
     def _is_table(self, e: ir.Node) -> bool:

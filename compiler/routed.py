@@ -295,7 +295,7 @@ def _plan_products(work: Work, left: dict[str, ir.Node], step: ir.Reduce, tables
     made, replaced = choose_stores(left, sums, shape, work.storable, fresh)
     for name in taken:
         n = made.stores.get(name) or made.totals[name]
-        wide = shape.columns is not None and shape.columns in n.axes
+        wide = shape.columns in n.axes and len(n.axes) > 1 and any(shape.columns in t.routing.features for t in tables.values())
         work.buffers[name] = Buffer(name, work.order(n.axes), work.wide() if wide else "float32", "temporary")
     builder = ProductBuilder(work.context(), shape, sums, made, table)
     written = "_".join([*made.stores, *made.totals])

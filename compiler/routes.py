@@ -25,8 +25,8 @@ from .tasks import NotFused
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-BLOCK = 64
-"""Pairs of a tile: rows of one expert that a program takes."""
+BLOCKS = {"c": 128, "triton": 64}
+"""Pairs of a tile, by backend: rows of one expert that a program takes."""
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class Routing:
     def derived(self) -> dict[str, ir.Node]:
         """Extents of the axes that the routing brings, as numbers made of extents."""
         pairs = self.bound(())
-        full = ir.pointwise("floordiv", ir.pointwise("add", pairs, ir.const(BLOCK - 1)), ir.const(BLOCK))
+        full = ir.pointwise("floordiv", ir.pointwise("add", pairs, ir.const(self.route.block - 1)), ir.const(self.route.block))
         found = {self.pair: pairs, self.tile: ir.pointwise("add", full, _extent_of(self.experts))}
         return found | {axis: self.bound(kept) for kept, axis in self.choices.items()}
 
@@ -98,10 +98,10 @@ def _is_extent(node: ir.Node) -> bool:
     return all(isinstance(n, ir.Size | ir.Const | ir.Pointwise) for n in ir.topological([node])) and not node.axes
 
 
-def find_routings(outputs: dict[str, ir.Node], rank: Mapping[str, int]) -> list[Routing]:
+def find_routings(outputs: dict[str, ir.Node], rank: Mapping[str, int], block: int = 128) -> list[Routing]:
     """The routings of a graph: conditions under which sums over experts take what their weights make of tokens.
 
-    ``rank`` orders axes.
+    ``rank`` orders axes; a tile has ``block`` pairs.
     """
     found: list[Routing] = []
     known: set[ir.Node] = set()
@@ -121,7 +121,7 @@ def find_routings(outputs: dict[str, ir.Node], rank: Mapping[str, int]) -> list[
         known.add(condition)
         number = str(len(found) + 1) if found else ""
         tokens_in_order, experts_in_order = (tuple(sorted(a, key=lambda x: (rank.get(x, len(rank)), x))) for a in (tokens, experts))
-        route = ir.make(ir.Route, (), "int", condition, tokens_in_order, experts_in_order, BLOCK)
+        route = ir.make(ir.Route, (), "int", condition, tokens_in_order, experts_in_order, block)
         found.append(Routing(condition, route, f"{ROUTE}pair{number}", f"{ROUTE}tile{number}", f"{ROUTE}choice{number}", features))
     return found
 
@@ -151,6 +151,39 @@ def _features(x: ir.Node, tokens: set[str], experts: set[str]) -> frozenset[str]
     own = weights - given - experts
     made = any(isinstance(n, ir.Reduce) and tokens & set(n.axes) and experts <= set(n.axes) and own & set(n.axes) for n in nodes)
     return frozenset((weights | given) - tokens - experts) if made else frozenset()
+
+
+def push_reads(outputs: dict[str, ir.Node], extents: Mapping[str, int]) -> dict[str, ir.Node]:
+    """Reads of computed values at fixed positions become reads of tensors.
+
+    Before: gate[t, n, f] = sum[d](x * w)[g -> 0]. After: sum[d](x * w[g -> 0]). Positions must be known to lie on their axes.
+    """
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological(outputs.values()):
+        new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+        if isinstance(new, ir.Read) and all(_is_on(e, extents.get(a, 0)) for a, e in new.at):
+            new = _pushed(new.x, new.at)
+        memo[n] = new
+    return {name: memo[n] for name, n in outputs.items()}
+
+
+def _is_on(position: ir.Node, extent: int) -> bool:
+    return isinstance(position, ir.Const) and 0 <= position.value < extent
+
+
+def _pushed(x: ir.Node, at: tuple[tuple[str, ir.Node], ...]) -> ir.Node:
+    mine = tuple((a, e) for a, e in at if a in x.axes)
+    if not mine:
+        return x
+    match x:
+        case ir.Pointwise(args=args):
+            return with_children(x, tuple(_pushed(a, mine) for a in args))
+        case ir.Reduce(over=over) if not {a for a, _ in mine} & set(over):
+            return with_children(x, tuple(_pushed(c, mine) for c in ir.children(x)))
+        case ir.Read(x=inner, at=other) if not any({a for a, _ in mine} & set(e.axes) for _, e in other):
+            return ir.read(inner, [*other, *mine])
+        case _:
+            return ir.read(x, mine)
 
 
 def assumptions(roots: Iterable[ir.Node]) -> dict[ir.Node, frozenset[ir.Node]]:
@@ -232,6 +265,12 @@ class Router:
         if over & self.own or not self.tokens & set(n.axes) or n.where is not None:
             return n
         parts = factors(n.x)
+        for place, f in enumerate(parts):
+            several = terms(f)
+            if len(several) > 1 and any(isinstance(t, ir.Reduce) and over & set(t.axes) and set(n.axes) <= set(t.axes) for _, t in several):
+                others = parts[:place] + parts[place + 1 :]
+                each = [(sign, reduce_sum(over, product([*others, t]))) for sign, t in several]
+                return algebra.total((sign, self._exchange(t) if isinstance(t, ir.Reduce) else t) for sign, t in each)
         for place, inner in enumerate(parts):
             if not (isinstance(inner, ir.Reduce) and inner.op == "sum" and over & set(inner.axes) and set(n.axes) <= set(inner.axes)):
                 continue
@@ -383,5 +422,7 @@ class Router:
             case ir.Reduce() if self._is_wide(n):
                 condition = conjunction(self.paired[c] for c in conjuncts(n.where) if c not in self.implied)
                 return ir.reduce(n.op, n.over, self.paired[n.x], algebra.optional(condition))
+            case ir.Read(x=ir.Input() as x, at=at) if not any(e.axes for _, e in at):
+                return ir.read(x, [*at, *((a, r.of_pair(a)) for a in sorted(own))])
             case _:
                 return ir.read(self._dense(n), [(a, r.of_pair(a)) for a in sorted(own)])

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..codegen.source import Entry
 from ..compiler.plan import Buffer, with_derived
 from .build import BUFFER_DTYPES, Launch, ProgramRecord, load_program
+from .huge_pages import advise
 
 Dims = tuple[tuple[str, ...], ...]
 Shape = tuple[int, ...]
@@ -76,6 +77,9 @@ class Program:
             prepared = self._prepared[key] = self._prepare(dict(zip(self.axes, extents, strict=True)), given)
         device = given[0].device
         made = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in zip(prepared.shapes, self._made_dtypes, strict=True)]
+        if device.type == "cpu":
+            for tensor in made:
+                advise(tensor)
         tensors = [*given, *made]
         for launch in prepared.launches:
             launch(tensors, origin, params)

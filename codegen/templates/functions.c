@@ -354,11 +354,17 @@ LOAD_TILE(load_bfloat16, uint16_t, from_bfloat16)
 
 //// LOAD_TILE
 // Copies rows x columns elements of a tensor into a tile and fills the rest of the tile with 0. A transposed tile is loaded
-// by giving the strides the other way round.
+// by giving the strides the other way round: then the tensor is read in the order of its memory, and the tile is written across.
 #define LOAD_TILE(name, type, convert)                                                                                       \
     static void name(float *tile, int tile_rows, int tile_columns, int tile_stride, const type *source, int64_t row_stride,  \
                      int64_t column_stride, int rows, int columns)                                                           \
     {                                                                                                                        \
+        if (row_stride == 1 && column_stride != 1 && rows == tile_rows && columns == tile_columns) {                         \
+            for (int c = 0; c < columns; c++)                                                                                \
+                for (int r = 0; r < rows; r++)                                                                               \
+                    tile[r * tile_stride + c] = convert(source[c * column_stride + r]);                                      \
+            return;                                                                                                          \
+        }                                                                                                                    \
         for (int r = 0; r < tile_rows; r++) {                                                                                \
             const int inside = r < rows ? columns : 0;                                                                       \
             const type *const row = source + r * row_stride;                                                                 \
