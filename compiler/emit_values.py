@@ -194,10 +194,14 @@ class Values:
         """Keeps what is masked from mattering: 0 * nan is nan. Elements of ``rhs`` that are not finite become 0, and nan goes to the left
         operand where such an element is kept."""
         finite = ir.pointwise("eq", ir.pointwise("sub", rhs, rhs), ZERO)
-        rest = [a for a in rhs.axes if a in self.structure.whole and a not in lhs.axes]
+        rest = [a for a in rhs.axes if self._is_kept_in_tile(a) and a not in lhs.axes]
         sound = ir.reduce("all", rest, finite) if rest else finite
         spoiled = ir.pointwise("and", condition, ir.pointwise("not", sound))
         return ir.pointwise("where", spoiled, ir.const(float("nan")), lhs), ir.pointwise("where", finite, rhs, ZERO)
+
+    def _is_kept_in_tile(self, axis: str) -> bool:
+        """Whether a tile has all of an axis that matters to one of its programs."""
+        return axis in self.structure.whole
 
     @staticmethod
     def _int_identity(op: str) -> ir.Node:

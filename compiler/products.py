@@ -415,6 +415,9 @@ class ProductBuilder(Values):
 
     # Values -----------------------------------------------------------------------------------------------------
 
+    def _is_kept_in_tile(self, axis: str) -> bool:
+        return axis == self.shape.columns
+
     def _low(self, node: ir.Node) -> ir.Node:
         """What an expert has is read at the expert of the tile."""
         found = super()._low(node)

@@ -83,15 +83,15 @@ def usual_sizes(graph: ir.Graph, usual: Usual) -> dict[str, int]:
                 sizes[axis] = usual.feature
             case _:
                 sizes[axis] = usual.batch if axis == first[0] else 1 if axis in later_parts else usual.heads
-    sizes |= _experts(graph, set(sizes), usual.experts)
+    sizes |= _experts(graph, found, sizes, usual)
     for axis, at in read_ties(graph):
         if axis in sizes and at in sizes:
             sizes[axis] = max(sizes[axis], sizes[at])
     return sizes
 
 
-def _experts(graph: ir.Graph, chosen: set[str], count: int) -> dict[str, int]:
-    """Axes of experts, which together have about ``count``: a token chooses among them."""
+def _experts(graph: ir.Graph, role: Mapping[str, Role], chosen: Mapping[str, int], usual: Usual) -> dict[str, int]:
+    """Axes of experts, which together have about ``usual.experts``, and of heads that an expert has."""
     if graph.states:
         return {}
     routings = find_routings(canonicalise(graph.outputs), {})
@@ -99,9 +99,9 @@ def _experts(graph: ir.Graph, chosen: set[str], count: int) -> dict[str, int]:
     found: dict[str, int] = {}
     for r in routings:
         selected = {a for n in ir.topological([r.condition]) if isinstance(n, ir.Select) for a in n.over}
-        free = sorted((r.experts | selected) & chosen - tokens)
-        parts = len(r.experts)
-        found |= dict.fromkeys(free, count if parts == 1 else max(1, round(count ** (1 / parts))))
+        free = sorted((r.experts | selected) & chosen.keys() - tokens)
+        found |= dict.fromkeys((a for a in r.features & chosen.keys() if role.get(a) == "sequence"), usual.heads)
+        found |= dict.fromkeys(free, max(1, round(usual.experts ** (1 / len(r.experts)))))
     return found
 
 
