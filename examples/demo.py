@@ -1,4 +1,5 @@
-"""What weft does, in a few minutes on a CPU: compiles attention variants, checks and times them, and trains (a recurrence, too).
+"""What weft does, in a few minutes on a CPU: compiles attention variants, checks and times them, and trains (a recurrence and a
+mixture of experts, too).
 
     make demo          # or: python -m examples.demo
 
@@ -37,6 +38,8 @@ ATTENTION = (
 )  # fmt: skip
 TIMED = ("softmax_attention", "full", "sliding_window", "softcap", "kitchen_sink", "sigmoid_attention")
 TRAINED = ("softmax_attention", "kitchen_sink", "mlstm")
+EXPERTS = "moe_mixtral"
+"""A mixture of experts in the place of MLPs, trained beside the first of ``TRAINED``."""
 PICTURED = ("softmax_attention", "kitchen_sink", "natten2d", "differential", "retention")
 
 console = Console(highlight=False)
@@ -121,8 +124,9 @@ def time_some(length: int) -> None:
 
 
 def train_some(out: Path, steps: int) -> None:
-    """Trains once with each kernel of ``TRAINED`` and draws the loss curves."""
+    """Trains once with each kernel of ``TRAINED``, and with experts, and draws the loss curves."""
     curves = {name: train(name, Config(steps=steps), backend="c") for name in TRAINED}
+    curves[EXPERTS] = train(TRAINED[0], Config(steps=steps), experts=EXPERTS, backend="c")
     for name, losses in curves.items():
         tail = losses[-10:]
         console.print(f"{name}: loss {losses[0]:.3f} at the first step, {sum(tail) / len(tail):.3f} over the last ten, nats per character")

@@ -4,7 +4,7 @@
 
 Any attention spec will do: what its inputs are for is read off the declaration. Inputs with a sequence axis are projected
 from the residual stream, other numbers (slopes, sinks, mixing weights) are learned as they are, and ``doc`` says which
-source file a character is from.
+source file a character is from. ``--experts moe_mixtral`` puts a mixture of experts in the place of every MLP.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Config:
     steps: int = 200
     warmup: int = 20
     rate: float = 2e-3
+    experts: int = 8
     characters: int = 1_000_000
 
 
@@ -131,25 +132,56 @@ class Attention(nn.Module):
         return tuple(math.prod(self.problem.extents[a] for a in dim) for n, dim in enumerate(dims) if n not in (0, place))
 
 
+class Experts(nn.Module):
+    """A mixture of experts by any spec that takes tokens ``x[t,d]`` and weights, and gives ``y[t,d]`` first. (.., width) to the same."""
+
+    def __init__(self, kernel: Kernel, config: Config, backend: str | None) -> None:
+        super().__init__()
+        self.kernel, self.backend = kernel, backend
+        tokens, *weights = kernel.typed.inputs
+        sizes = {tokens.axes[0]: config.batch * config.length, tokens.axes[1]: config.width}
+        problem = pose(kernel.graph, sizes, {}, Usual(feature=config.width, experts=config.experts))
+        self.weights = nn.ParameterDict()
+        for tensor in weights:
+            shape = problem.shape(tensor.name)
+            inner = shape[-2] if len(shape) > 2 else shape[-1]
+            self.weights[tensor.name] = nn.Parameter(torch.randn(shape) / math.sqrt(inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.kernel(x.flatten(0, -2), *self.weights.values(), backend=self.backend)
+        return (result if isinstance(result, Tensor) else result[0]).view_as(x)
+
+
+class Perceptron(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(config.width, 4 * config.width), nn.Linear(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
 class Block(nn.Module):
-    def __init__(self, kernel: Kernel, config: Config, backend: str | None, params: dict[str, Any]) -> None:
+    def __init__(self, kernel: Kernel, config: Config, backend: str | None, params: dict[str, Any], experts: Kernel | None) -> None:
         super().__init__()
         self.attention = Attention(kernel, config, backend, params)
         self.before_attention, self.before_mlp = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
-        self.up, self.down = nn.Linear(config.width, 4 * config.width), nn.Linear(4 * config.width, config.width)
+        self.mlp = Perceptron(config) if experts is None else Experts(experts, config, backend)
 
     def forward(self, x: Tensor, context: dict[str, Tensor]) -> Tensor:
         x = x + self.attention(self.before_attention(x), context)
-        return x + self.down(F.gelu(self.up(self.before_mlp(x))))
+        return x + self.mlp(self.before_mlp(x))
 
 
 class Transformer(nn.Module):
     """Characters (batch, length) to logits of the next one (batch, length, alphabet)."""
 
-    def __init__(self, kernel: Kernel, config: Config, letters: int, backend: str | None, params: dict[str, Any]) -> None:
+    def __init__(
+        self, kernel: Kernel, config: Config, letters: int, backend: str | None, params: dict[str, Any], experts: Kernel | None = None
+    ) -> None:
         super().__init__()
         self.letter, self.position = nn.Embedding(letters, config.width), nn.Embedding(config.length, config.width)
-        self.blocks = nn.ModuleList(Block(kernel, config, backend, params) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(kernel, config, backend, params, experts) for _ in range(config.layers))
         self.norm, self.head = nn.LayerNorm(config.width), nn.Linear(config.width, letters)
         nn.init.normal_(self.letter.weight, std=0.02)
         nn.init.normal_(self.position.weight, std=0.02)
@@ -165,6 +197,7 @@ def train(
     attention: str,
     config: Config | None = None,
     *,
+    experts: str | None = None,
     backend: str | None = None,
     seed: int = 0,
     params: dict[str, Any] | None = None,
@@ -174,14 +207,15 @@ def train(
     config = config or Config()
     corpus = Corpus.standard_library(config.characters)
     torch.manual_seed(seed)
-    model = Transformer(only_kernel(find(attention)), config, len(corpus.alphabet), backend, params or {})
+    mixture = None if experts is None else only_kernel(find(experts))
+    model = Transformer(only_kernel(find(attention)), config, len(corpus.alphabet), backend, params or {}, mixture)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, config))
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task(attention, total=config.steps, loss="")
+        task = bar.add_task(experts or attention, total=config.steps, loss="")
         for _ in range(config.steps):
             text, following, doc = corpus.batch(config.batch, config.length, generator)
             logits = model(text, {"doc": doc})
@@ -205,12 +239,13 @@ def _warm_cosine(step: int, config: Config) -> float:
 
 @click.command()
 @click.option("--attention", default="softmax_attention", show_default=True, help="The name or path of an attention spec.")
+@click.option("--experts", help="The name or path of a spec for mixtures of experts, in the place of MLPs.")
 @click.option("--backend", type=click.Choice(("c", "triton", "reference")), help="Default: the generated kernels of this machine.")
 @click.option("--steps", default=Config.steps, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(attention: str, backend: str | None, steps: int, seed: int) -> None:
+def main(attention: str, experts: str | None, backend: str | None, steps: int, seed: int) -> None:
     """Train and print the loss every few steps."""
-    losses = train(attention, Config(steps=steps), backend=backend, seed=seed)
+    losses = train(attention, Config(steps=steps), experts=experts, backend=backend, seed=seed)
     for step in range(0, len(losses), max(1, len(losses) // 10)):
         click.echo(f"step {step + 1:5d}  loss {losses[step]:.4f}")
     click.echo(f"step {len(losses):5d}  loss {losses[-1]:.4f}")

@@ -417,3 +417,44 @@ def test_gated_mlp(spec: str, act: str) -> None:
         return call(model("llama").LlamaMLP(cfg), weights, x)
 
     agree(spec, oracle)
+
+
+def test_a_layer_in_mixtral_trains_alike() -> None:
+    """A small Mixtral with weft's layer in the place of its experts: the same first 20 losses."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+    import weft.specs
+
+    layer = weft.specs.moe_mixtral
+
+    def forward(self: MixtralSparseMoeBlock, hidden_states: Tensor) -> Tensor:
+        gate, up = self.experts.gate_up_proj.chunk(2, 1)
+        rows = hidden_states.flatten(0, 1)
+        found = layer(rows, self.gate.weight, gate.mT, up.mT, self.experts.down_proj.mT, k=self.top_k, strict=True)
+        return found.view_as(hidden_states)
+
+    def losses(*, ours: bool) -> list[float]:
+        torch.manual_seed(0)
+        cfg = MixtralConfig(
+            vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            num_local_experts=6, num_experts_per_tok=2, max_position_embeddings=64,
+        )  # fmt: skip
+        made = MixtralForCausalLM(cfg)
+        if ours:
+            for block in made.modules():
+                if isinstance(block, MixtralSparseMoeBlock):
+                    block.forward = forward.__get__(block)
+        optimizer = torch.optim.AdamW(made.parameters(), lr=3e-3)
+        text = torch.randint(61, (20, 3, 33), generator=torch.Generator().manual_seed(1))
+        found = []
+        for rows in text:
+            loss = made(input_ids=rows, labels=rows).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    for a, b in zip(losses(ours=True), losses(ours=False), strict=True):
+        assert abs(a - b) < 1e-4
