@@ -157,7 +157,10 @@ class _Counting:
 
     def _loop(self, loop: Loop, visits: Counter[tuple[str, int]]) -> Cost:
         extent = self.extents.get(loop.axis, 1)  # what is not an axis is a condition: it runs once or not at all
-        start, stop = self._bound(loop.start, 0), min(self._bound(loop.stop, extent), extent)
+        if loop.exact:
+            start, stop = 0, self._share(loop, extent)
+        else:
+            start, stop = self._bound(loop.start, 0), min(self._bound(loop.stop, extent), extent)
         outer = self.edges.get(loop.axis)
         cost = Cost()
         for tile in _tiles(start, stop, loop.block or 1, extent):
@@ -169,6 +172,11 @@ class _Counting:
         else:
             self.edges[loop.axis] = outer
         return cost
+
+    def _share(self, loop: Loop, extent: int) -> int:
+        """The pairs of a tile, or of an expert if all experts have as many."""
+        parts = math.prod(self.extents[a] for a in loop.start.axes)
+        return min(-(-extent // max(parts, 1)), extent)
 
     def _bound(self, node: ir.Node, otherwise: int) -> int:
         try:

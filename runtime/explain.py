@@ -135,7 +135,7 @@ def _explain(kernel: Kernel, problem: Problem, target: str, dtype: str) -> Expla
     forward = _direction("forward", lowered.forward, problem, dtype)
     return Explanation(
         *head,
-        _kind(forward),
+        _routed(lowered) or _kind(forward),
         forward,
         _direction("backward", backward, problem, dtype) if backward is not None else None,
         _saved(lowered, problem, dtype),
@@ -144,6 +144,12 @@ def _explain(kernel: Kernel, problem: Problem, target: str, dtype: str) -> Expla
         *_resources(kernel, target, dtype, problem),
         _states(lowered),
     )
+
+
+def _routed(lowered: Lowered) -> str:
+    """The class of a kernel with routings; empty where there are none."""
+    pairs = [f"{', '.join(r.route.tokens)} and {', '.join(r.route.experts)}" for r in lowered.routings]
+    return f"routed: chosen pairs of {'; of '.join(pairs)}, in products of tiles" if pairs else ""
 
 
 def _states(lowered: Lowered) -> tuple[str, ...]:
