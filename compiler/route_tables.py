@@ -1,11 +1,13 @@
-"""The tables of a routing, made on the device of its condition and without waiting for it: no size depends on what was chosen."""
+"""The tables of a routing, made on the device of its condition. On GPUs nothing waits for it: no size depends on what was chosen."""
 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,19 +28,24 @@ class Tables:
     ``condition`` has the axes of the tokens, then those of the experts.
     """
 
-    def __init__(self, condition: Tensor, route: ir.Route, extents: Mapping[str, int], origin: Mapping[str, int]) -> None:
+    def __init__(
+        self, condition: Tensor, route: ir.Route, extents: Mapping[str, int], origin: Mapping[str, int], waits: bool | None = None
+    ) -> None:
+        """``waits``: whether sizes may depend on what was chosen, which takes less work: on CPUs, unless it is said otherwise."""
         self.route, self.extents, self.origin = route, extents, origin
         self.device = condition.device
+        self.waits = condition.device.type == "cpu" if waits is None else waits
         self.tokens = math.prod(extents[a] for a in route.tokens)
         self.experts = math.prod(extents[a] for a in route.experts)
-        self.chosen = condition.reshape(self.tokens, self.experts)
-        by_expert = self.chosen.t().contiguous()
-        running = by_expert.reshape(-1).cumsum(0)
-        self.number = running - 1
-        self.flat = by_expert.reshape(-1)
-        self.last = running.reshape(self.experts, self.tokens)[:, -1] if self.tokens else running.new_zeros(self.experts)
-        self.first = torch.cat([self.last.new_zeros(1), self.last[:-1]])
-        self.pairs = torch.where(by_expert, self.number.reshape(self.experts, self.tokens), -1).t()
+        chosen = condition.reshape(self.tokens, self.experts)
+        self.by_expert = chosen.t().contiguous()
+        if self.waits:
+            self.expert, self.token = self.by_expert.nonzero(as_tuple=True)
+            counts = torch.bincount(self.expert, minlength=self.experts)
+        else:
+            counts = chosen.sum(0)
+        self.last = counts.cumsum(0)
+        self.first = self.last - counts
 
     def table(self, name: str, axes: Sequence[str]) -> Tensor:
         """A table with its ``axes``, in this order."""
@@ -46,15 +53,15 @@ class Tables:
         order: Sequence[str] = axes
         match kind:
             case "token":
-                found = self._index(self._source(self.extents[axes[0]]) % max(self.tokens, 1), self.route.tokens, axis)
+                found = self._index(self._source(self.extents[axes[0]])[1], self.route.tokens, axis)
             case "expert":
-                found = self._index(self._source(self.extents[axes[0]]) // max(self.tokens, 1), self.route.experts, axis)
+                found = self._index(self._source(self.extents[axes[0]])[0], self.route.experts, axis)
             case "first" | "last":
                 found, order = self.first if kind == "first" else self.last, self.route.experts
             case "count":
                 found = self.last[-1]
             case "pair":
-                found, order = self.pairs, (*self.route.tokens, *self.route.experts)
+                found, order = self.number, (*self.route.experts, *self.route.tokens)
             case "choices":
                 kept = axis.split(",") if axis else []
                 (counted,) = set(axes) - set(kept)
@@ -64,27 +71,67 @@ class Tables:
         full = found.reshape([self.extents[a] for a in order])
         return full.permute([list(order).index(a) for a in axes]).to(torch.int32)
 
-    def _source(self, count: int) -> Tensor:
-        """The place in order of experts and then of tokens that each of ``count`` pairs comes from; 0 for those that do not exist."""
-        place = torch.where(self.flat, self.number, count).clamp(max=count)
-        found = torch.zeros(count + 1, dtype=torch.int64, device=self.device)
-        return found.scatter_(0, place, torch.arange(place.numel(), device=self.device))[:count]
+    @cached_property
+    def number(self) -> Tensor:
+        """The pair of an expert and a token, -1 where there is none: (experts, tokens)."""
+        if self.waits:
+            found = torch.full((self.experts, self.tokens), -1, dtype=torch.int32, device=self.device)
+            found[self.expert, self.token] = torch.arange(len(self.token), dtype=torch.int32, device=self.device)
+            return found
+        running = self.by_expert.reshape(-1).cumsum(0).reshape(self.experts, self.tokens) - 1
+        return torch.where(self.by_expert, running, -1)
 
-    def _index(self, flat: Tensor, axes: tuple[str, ...], axis: str) -> Tensor:
-        """The position along one of several axes."""
+    def _source(self, count: int) -> tuple[Tensor, Tensor]:
+        """The expert and the token that each of ``count`` pairs comes from; the first ones for pairs that do not exist."""
+        if self.waits:
+            fill = (0, count - len(self.token))
+            return F.pad(self.expert, fill), F.pad(self.token, fill)
+        place = torch.where(self.by_expert, self.number, count).reshape(-1).clamp(max=count)
+        found = torch.zeros(count + 1, dtype=torch.int64, device=self.device)
+        flat = found.scatter_(0, place, torch.arange(place.numel(), device=self.device))[:count]
+        tokens = max(self.tokens, 1)
+        return flat // tokens, flat % tokens
+
+    def _index(self, flat: Tensor, axes: tuple[str, ...], axis: str, *, counted: bool = True) -> Tensor:
+        """The position along one of several axes; the index, if it is not ``counted`` from the origin."""
         inner = math.prod(self.extents[a] for a in axes[axes.index(axis) + 1 :])
-        return flat // max(inner, 1) % max(self.extents[axis], 1) + self.origin.get(axis, 0)
+        found = flat if len(axes) == 1 else flat // max(inner, 1) % max(self.extents[axis], 1)
+        first = self.origin.get(axis, 0) if counted else 0
+        return found + first if first else found
 
     def _choices(self, kept: list[str], most: int) -> Tensor:
-        axes = (*self.route.tokens, *self.route.experts)
-        order = [*(axes.index(a) for a in kept), *(n for n, a in enumerate(axes) if a not in kept)]
-        shape = [self.extents[a] for a in axes]
+        axes = (*self.route.experts, *self.route.tokens)
         rows = math.prod(self.extents[a] for a in kept)
-        pairs = self.pairs.reshape(shape).permute(order).reshape(rows, -1)
+        if self.waits:
+            expert, token = self._source(len(self.token))
+            at = [self._index(expert if a in self.route.experts else token, self._among(a), a, counted=False) for a in axes]
+            row, rest = (
+                self._flat([a for a in axes if (a in kept) == mine], dict(zip(axes, at, strict=True)), kept) for mine in (True, False)
+            )
+            others = max(math.prod(self.extents[a] for a in axes if a not in kept), 1)
+            order = (row * others + rest).argsort()
+            counts = torch.bincount(row, minlength=rows)
+            sorted_row = row[order]
+            place = torch.arange(len(order), device=self.device) - (counts.cumsum(0) - counts)[sorted_row]
+            found = torch.full((rows, most), -1, dtype=torch.int64, device=self.device)
+            found[sorted_row, place] = order
+            return found
+        order_of_axes = [*(axes.index(a) for a in kept), *(n for n, a in enumerate(axes) if a not in kept)]
+        pairs = self.number.reshape([self.extents[a] for a in axes]).permute(order_of_axes).reshape(rows, -1)
         chosen = pairs >= 0
-        place = torch.where(chosen, chosen.cumsum(1) - 1, most).clamp(max=most)
-        found = torch.full((rows, most + 1), -1, dtype=torch.int64, device=self.device)
-        return found.scatter_(1, place, pairs)[:, :most]
+        slot = torch.where(chosen, chosen.cumsum(1) - 1, most).clamp(max=most)
+        table = torch.full((rows, most + 1), -1, dtype=torch.int64, device=self.device)
+        return table.scatter_(1, slot, pairs.long())[:, :most]
+
+    def _among(self, axis: str) -> tuple[str, ...]:
+        return self.route.experts if axis in self.route.experts else self.route.tokens
+
+    def _flat(self, axes: list[str], at: dict[str, Tensor], first: list[str]) -> Tensor:
+        """One index over several axes, in the order of ``first`` where it has them."""
+        found = torch.zeros_like(self.token)
+        for axis in sorted(axes, key=lambda a: first.index(a) if a in first else 0):
+            found = found * self.extents[axis] + at[axis]
+        return found
 
     def _tile(self, kind: str, axis: str, count: int) -> Tensor:
         block = self.route.block

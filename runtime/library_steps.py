@@ -79,6 +79,10 @@ def _value(step: Library, views: _Views) -> Run:
             return views.value(tensors, operand)
 
         match node:
+            case ir.Select(over=(axis,), x=ir.Input() as x, k=ir.Const(value=count), where=None) if 0 < count <= views.extents[axis]:
+                axes = (*(a for a in x.axes if a != axis), axis)
+                views.tensor(tensors, step.buffer, axes).copy_(_largest(views.tensor(tensors, x.name, axes), int(count)))
+                return
             case ir.Select(over=over, x=x, k=k, where=where):
                 found = select(over, value(x), value(k), None if where is None else value(where), setting)
             case ir.Scan(op=op, axis=axis, x=x, where=where, reverse=reverse, exclusive=exclusive):
@@ -89,6 +93,17 @@ def _value(step: Library, views: _Views) -> Run:
         views.tensor(tensors, step.buffer, order).copy_(full.permute([node.axes.index(a) for a in order]))
 
     return run
+
+
+def _largest(x: Tensor, count: int) -> Tensor:
+    """True on the ``count`` largest along the last axis, NaN before any number; the lower position wins a tie, a row of -inf has none."""
+    last = x.topk(count, -1).values
+    least, unknown = last[..., -1:], x.isnan()
+    above = (x > least) | (unknown & ~least.isnan())
+    tied = (x == least) | (unknown & least.isnan())
+    free = count - above.sum(-1, keepdim=True, dtype=torch.int32)
+    found = above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= free))
+    return found & (last[..., :1] != -torch.inf)
 
 
 def _tables(steps: tuple[Library, ...], views: _Views, axes: Sequence[str]) -> Run:

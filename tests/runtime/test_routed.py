@@ -184,15 +184,16 @@ kernel leaking(x[t,d], router[n,d], w[n,d,f], v[n,f,d]) -> y[t,d], everything[t,
     assert any("for all tokens and experts" in r for r in lowered.reasons)
 
 
-def test_tables() -> None:
-    """Every table of a routing against loops."""
+@pytest.mark.parametrize("waits", [True, False])
+def test_tables(waits: bool) -> None:
+    """Every table of a routing against loops, as it is made on CPUs and on devices that are not waited for."""
     g = torch.Generator().manual_seed(0)
     chosen = torch.rand(3, 5, 4, generator=g) < 0.4
     chosen[:, :, 2] = False
     route = ir.make(ir.Route, (), "int", ir.const(True), ("b", "t"), ("n",), 4)
     pairs = [(b, t, n) for n in range(4) for b in range(3) for t in range(5) if chosen[b, t, n]]
     extents = {"b": 3, "t": 5, "n": 4, "pair": 60, "tile": 19, "most": 4}
-    made = Tables(chosen, route, extents, {"t": 10})
+    made = Tables(chosen, route, extents, {"t": 10}, waits)
     count = len(pairs)
     assert made.table("count", ()).item() == count
     for place, name in enumerate(("token:b", "token:t", "expert:n")):
@@ -207,6 +208,11 @@ def test_tables() -> None:
             assert choices[b, :, t].tolist() == mine + [-1] * (4 - len(mine))
             for n in range(4):
                 assert table[n, b, t].item() == of.get((b, t, n), -1)
+    by_expert = made.table("choices:n,b", ("b", "n", "most"))
+    for b in range(3):
+        for n in range(4):
+            mine = [of[b, t, n] for t in range(5) if chosen[b, t, n]]
+            assert by_expert[b, n, : len(mine)].tolist() == mine[:4]
     tiles = []
     for n in range(4):
         mine = [s for s, p in enumerate(pairs) if p[2] == n]
@@ -218,3 +224,21 @@ def test_tables() -> None:
     listed = list(found)
     assert listed[: len(tiles)] == tiles
     assert all(start == stop for _, start, stop in listed[len(tiles) :])
+
+
+def test_selections_prefer_the_lower_position() -> None:
+    """The fast selection of ordinary scores, against the meaning of ``topk``: ties, -inf, all alike, NaN."""
+    from weft.compiler.reference_ops import Setting, Value, select
+    from weft.runtime.library_steps import _largest
+
+    g = torch.Generator().manual_seed(3)
+    x = torch.randint(0, 4, (200, 9), generator=g).float()
+    x[:20] = -torch.inf
+    x[20:40, 3:] = -torch.inf
+    x[40:60] = 1.0
+    x[60:90, 2] = torch.nan
+    x[90:99, ::2] = torch.nan
+    for k in (1, 3, 9):
+        setting = Setting({"t": 200, "u": 9}, {}, x.device, torch.float32)
+        wanted = select(("u",), Value(x, ("t", "u")), Value(torch.tensor(k), ()), None, setting)
+        assert torch.equal(_largest(x, k), wanted.data)
