@@ -133,7 +133,7 @@ def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir
         return
     outputs = {name: substitute(node, constants) for name, node in outputs.items()}
     if routings:
-        outputs = push_reads(outputs, dict(lowered.hints.extents))
+        outputs = push_reads(outputs, dict(lowered.hints.extents), lowered.by_extent)
     became: dict[ir.Node, ir.Node] = {}
     outputs = split_sums(canonicalise(outputs, became))
     lowered.passes["canonicalise"] = outputs

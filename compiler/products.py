@@ -29,6 +29,7 @@ PLAIN = frozenset("mul neg add sub where".split())
 
 
 def is_pair(axis: str) -> bool:
+    """Whether an axis is that of a routing's pairs."""
     return axis.startswith(PAIR)
 
 
@@ -66,10 +67,6 @@ class Shape:
     depth: str | None
     steps: tuple[str, ...]
     pair: str | None
-
-    @property
-    def own(self) -> frozenset[str]:
-        return frozenset(a for a in (*self.grid, self.rows, self.columns) if a is not None)
 
 
 @dataclass(slots=True)
@@ -228,17 +225,11 @@ def choose_stores(
             core, rest, condition = found
             if core not in known:
                 rewritten[n] = reduce_sum(n.over, product([*rest, keep(core)]), condition)
-    replaced |= rewritten
-    after = {name: _substituted(n, replaced) for name, n in left.items()}
-    for n in ir.topological(after.values()):
+    everything = replaced | {n: substitute(new, replaced) for n, new in rewritten.items()}
+    for n in ir.topological([substitute(n, everything) for n in left.values()]):
         if n in known and n not in replaced:
             keep(n)
-    return made, replaced
-
-
-def _substituted(n: ir.Node, replaced: dict[ir.Node, ir.Node]) -> ir.Node:
-    """Replaced from the top down: what replaces a node may hold others that are replaced."""
-    return substitute(n, replaced)
+    return made, replaced | {n: substitute(new, replaced) for n, new in rewritten.items()}
 
 
 # The kernel -------------------------------------------------------------------------------------------------------
@@ -265,13 +256,9 @@ class ProductBuilder(Values):
 
     def _block(self, axis: str) -> int:
         usual = 32 if not self.context.loops_first and self.shape.depth in (axis, None) else 64
-        return (
-            self.tables.routing.route.block
-            if axis == self.shape.rows and is_pair(axis)
-            else usual
-            if is_pair(axis)
-            else self.context.block(axis, usual)
-        )
+        if is_pair(axis):
+            return self.tables.routing.route.block if axis == self.shape.rows else usual
+        return self.context.block(axis, usual)
 
     def build(self, name: str, note: str) -> Kernel:
         shape = self.shape

@@ -153,15 +153,17 @@ def _features(x: ir.Node, tokens: set[str], experts: set[str]) -> frozenset[str]
     return frozenset((weights | given) - tokens - experts) if made else frozenset()
 
 
-def push_reads(outputs: dict[str, ir.Node], extents: Mapping[str, int]) -> dict[str, ir.Node]:
+def push_reads(outputs: dict[str, ir.Node], extents: Mapping[str, int], used: set[str]) -> dict[str, ir.Node]:
     """Reads of computed values at fixed positions become reads of tensors.
 
-    Before: gate[t, n, f] = sum[d](x * w)[g -> 0]. After: sum[d](x * w[g -> 0]). Positions must be known to lie on their axes.
+    Before: gate[t, n, f] = sum[d](x * w)[g -> 0]. After: sum[d](x * w[g -> 0]). Positions must be known to lie on their axes: ``used``
+    receives the axes whose extents that takes for granted.
     """
     memo: dict[ir.Node, ir.Node] = {}
     for n in ir.topological(outputs.values()):
         new = with_children(n, tuple(memo[c] for c in ir.children(n)))
         if isinstance(new, ir.Read) and all(_is_on(e, extents.get(a, 0)) for a, e in new.at):
+            used.update(a for a, _ in new.at)
             new = _pushed(new.x, new.at)
         memo[n] = new
     return {name: memo[n] for name, n in outputs.items()}
@@ -191,9 +193,8 @@ def assumptions(roots: Iterable[ir.Node]) -> dict[ir.Node, frozenset[ir.Node]]:
     roots = list(roots)
     found: dict[ir.Node, frozenset[ir.Node]] = dict.fromkeys(roots, frozenset())
 
-    def needed(child: ir.Node, conditions: Iterable[ir.Node], moved: Iterable[str] = ()) -> None:
-        gone = set(moved)
-        mine = frozenset(c for c in conditions if not gone & set(c.axes))
+    def needed(child: ir.Node, conditions: Iterable[ir.Node]) -> None:
+        mine = frozenset(conditions)
         found[child] = found[child] & mine if child in found else mine
 
     for n in reversed(list(ir.topological(roots))):

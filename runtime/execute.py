@@ -22,6 +22,7 @@ ASKED = "backend='reference' was asked for"
 FLOAT64 = "the inputs are float64, and generated kernels compute in float32"
 SHORT = 128
 """Sequences shorter than this are not worth a look at whether their sums separate."""
+FIXED = "an origin is given along an axis that is read at a position which the spec names"
 RENAMED = "an origin is given along an axis by whose other name a state is read"
 NO_INPUTS = "there is no input whose device it could run on"
 
@@ -111,6 +112,8 @@ def _choose(call: Call) -> Variant | Unfused:
     """The generated kernels for a call, or why there are none."""
     if call.origin and call.kernel.states and call.kernel.renamed_axes & {a for a, n in call.origin.items() if n}:
         return Unfused((RENAMED,))
+    if call.origin and not call.kernel.states and call.kernel.fixed_axes & {a for a, n in call.origin.items() if n}:
+        return Unfused((FIXED,))
     known = call.bound.variants.get(call.backend)
     if known is not None:
         return known

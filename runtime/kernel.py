@@ -110,6 +110,14 @@ class Kernel:
         return frozenset(found)
 
     @cached_property
+    def fixed_axes(self) -> frozenset[str]:
+        """Axes along which a value is read at a position that the spec names (``y[n -> 0]``): plans take them to begin at 0."""
+        from ..compiler import ir
+
+        nodes = ir.topological(self.graph.outputs.values())
+        return frozenset(a for n in nodes if isinstance(n, ir.Read) for a, e in n.at if isinstance(e, ir.Const))
+
+    @cached_property
     def contraction_inputs(self) -> frozenset[str]:
         """The inputs that autocast casts."""
         from .autocast import contraction_inputs

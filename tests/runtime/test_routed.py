@@ -242,3 +242,31 @@ def test_selections_prefer_the_lower_position() -> None:
         setting = Setting({"t": 200, "u": 9}, {}, x.device, torch.float32)
         wanted = select(("u",), Value(x, ("t", "u")), Value(torch.tensor(k), ()), None, setting)
         assert torch.equal(_largest(x, k), wanted.data)
+
+
+def test_compiled_whole() -> None:
+    """torch.compile sees operators, forward and backward."""
+    made, inputs, params = swiglu(33, 4, 2)
+    for x in inputs.values():
+        x.requires_grad_()
+
+    def loss(*given: Tensor) -> Tensor:
+        y, load = made(*given, **params)
+        return y.square().sum() + load.sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(compiled(*inputs.values()), list(inputs.values()))
+    wanted = torch.autograd.grad(loss(*inputs.values()), list(inputs.values()))
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_named_position_and_an_origin() -> None:
+    """Weights read at a position that the spec names: with an origin along that axis the kernel's plan does not hold."""
+    made = kernel("moe_gpt_oss")
+    extents = {"t": 9, "d": 8, "n": 3, "f": 6, "g": 2}
+    inputs = drawn(made, extents)
+    usual = made(**inputs, k=2)
+    moved = made(**inputs, k=2, origin={"g": 1})
+    assert torch.allclose(moved, made.reference(**inputs, k=2, origin={"g": 1}), atol=1e-5)
+    assert not torch.allclose(usual, moved, atol=1e-3)
