@@ -22,12 +22,13 @@ from .fit import MOST_PRODUCTS, REGISTERS
 from .names import name_nodes
 from .outside import split_outside
 from .plan import ROUTE, Buffer, Dtype, Kernel, Library, Plan, divided
+from .products import is_matrix_product, makes_scores
 from .recurrence import make_recurrences
 from .routed import needed_steps, plan_routed, routed_candidates, table_word
 from .routes import BLOCKS, Router, Routing, find_routings, push_reads
 from .scans import scans_as_states
 from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table, ordered
-from .tasks import Group, NotFused, Planner, Task, group_tasks, merge_sums, nest_sums
+from .tasks import Group, NotFused, Planner, Task, TooWide, group_tasks, merge_sums, nest_sums
 from .verify import verify
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Lowered:
     """The graph or plan after each named pass, for ``weft show --after``."""
     routings: list[Routing] = field(default_factory=list)
     """Which pairs of tokens and experts are computed."""
+    in_products: bool = False
+    """Whether matrix products are stored where tiles of rows could not hold their axes."""
     _known: dict[ir.Node, Buffer] = field(default_factory=dict)
     _gradient_nodes: dict[str, ir.Node] = field(default_factory=dict)
     _births: dict[ir.Node, int] = field(default_factory=dict)
@@ -117,20 +120,30 @@ def _lower(lowered: Lowered) -> None:
         if lowered.forward is not None:
             return
         refused = lowered.reasons
-        lowered.cotangents, lowered.gradients, lowered.by_extent, lowered.tiled = {}, {}, set(), set()
-        lowered._births.clear()
-    _plan_graph(lowered, stepped, constants, [])
+        _begin_again(lowered)
+    if _plan_graph(lowered, stepped, constants, []) and not stepped.states:
+        reasons = lowered.reasons
+        _begin_again(lowered)
+        lowered.in_products = True
+        _plan_graph(lowered, stepped, constants, [])
+        lowered.reasons = reasons if lowered.forward is None else []
     lowered.reasons = [*refused, *lowered.reasons]
 
 
-def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir.Node], routings: list[Routing]) -> None:
-    """Plans a graph with these routings, or says in ``reasons`` why it cannot."""
+def _begin_again(lowered: Lowered) -> None:
+    """As if nothing had been planned."""
+    lowered.cotangents, lowered.gradients, lowered.by_extent, lowered.tiled = {}, {}, set(), set()
+    lowered._births.clear()
+
+
+def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir.Node], routings: list[Routing]) -> bool:
+    """Plans a graph with these routings, or says in ``reasons`` why it cannot. True where axes are too long for tiles of rows."""
     graph = lowered.graph
     lowered.routings = routings
     outputs, lowered.outside, lowered.reasons = split_outside(stepped, selects=bool(routings))
     lowered.passes["outside"] = outputs
     if outputs is None:
-        return
+        return False
     outputs = {name: substitute(node, constants) for name, node in outputs.items()}
     if routings:
         outputs = push_reads(outputs, dict(lowered.hints.extents), lowered.by_extent)
@@ -146,6 +159,8 @@ def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir
         lowered.fused = None
         lowered.forward = None
         lowered._backward.clear()
+        return isinstance(error, TooWide) and not lowered.outside
+    return False
 
 
 def _routings(graph: ir.Graph, constants: dict[ir.Node, ir.Node], block: int) -> list[Routing]:
@@ -260,7 +275,7 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     segments = {segment_axis(n.body) for n in steps}
     layout |= {n: tuple(sorted(order.sort(n.axes), key=lambda a: a not in segments)) for n in kept}
     sweeps += kept
-    if lowered.routings:
+    if lowered.routings or lowered.in_products:
         sweeps, layout = routed_candidates(outputs, lowered.routings, structure, partial(_storable, lowered))
     by_node = {node: name for name, node in reversed(outputs.items())}
     candidates: dict[ir.Node, Buffer] = {}
@@ -335,6 +350,8 @@ def _plan(
     nodes = ir.topological([*lowered.fused.outputs.values(), *outputs.values()])
     time = frozenset(a for n in nodes if isinstance(n, ir.Recurrence) for a in n.body.along)
     time = time.union(*(r.tokens | {r.pair} for r in lowered.routings))
+    if lowered.in_products:
+        time |= {a for a, extent in lowered.hints.extents if extent > WHOLE_LIMIT}
     work = Work(lowered, direction, _buffers(lowered, outputs, known, direction, saved or {}), time=time)
     stored: dict[ir.Node, ir.Node] = {n: _stored_as(n, b) for n, b in known.items() if isinstance(n, ir.Result)}
     left = {name: substitute(node, stored) for name, node in outputs.items()}
@@ -345,7 +362,7 @@ def _plan(
             break
         replaced = plan_recurrence(work, found, left, plain)
         left = {name: substitute(node, replaced) for name, node in left.items()}
-    routed = bool(lowered.routings)
+    routed = bool(lowered.routings) or lowered.in_products
     if routed:
         left, plain = plan_routed(work, left, plain, lowered.routings), {}
     rest = {name: node for name, node in left.items() if not (isinstance(node, ir.Input) and node.name == name)}
@@ -421,13 +438,20 @@ class Work:
 
 
 def _storable(lowered: Lowered, axes: Iterable[str]) -> bool:
-    """Whether some tensor has the axes, or a routing: those of its condition, or features of its pairs."""
+    """Whether some tensor has the axes, or a routing: those of its condition, or features of its pairs; in a plan of products, also
+    whether one of these has them."""
     wanted = set(axes)
     for r in lowered.routings:
         if wanted <= set(r.condition.axes) or (r.pair in wanted and wanted - {r.pair} <= r.features):
             return True
     kernel = lowered.graph.kernel
-    return any(wanted <= set(t.axes) for t in (*kernel.inputs, *kernel.outputs))
+    if any(wanted <= set(t.axes) for t in (*kernel.inputs, *kernel.outputs)):
+        return True
+    if not lowered.in_products or lowered.fused is None:
+        return False
+    nodes = list(ir.topological(lowered.fused.outputs.values()))
+    hosts = [set(t.axes) for t in (*kernel.inputs, *kernel.outputs)]
+    return any(wanted <= set(n.axes) for n in nodes if is_matrix_product(n)) and not makes_scores(nodes, hosts)
 
 
 def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], known: Mapping[ir.Node, Buffer]) -> dict[ir.Node, ir.Node]:
@@ -604,7 +628,7 @@ def _check_whole(lowered: Lowered, structure: Structure) -> None:
     extents = dict(lowered.hints.extents)
     for axis in sorted(structure.whole):
         if extents.get(axis, 0) > WHOLE_LIMIT and axis not in structure.tables:
-            raise NotFused(f"axis {axis} would be kept whole in a tile, and its extent {extents[axis]} is above {WHOLE_LIMIT}")
+            raise TooWide(f"axis {axis} would be kept whole in a tile, and its extent {extents[axis]} is above {WHOLE_LIMIT}")
 
 
 def _wide_dtype(lowered: Lowered) -> Dtype:

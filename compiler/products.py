@@ -48,7 +48,29 @@ def is_product(n: ir.Node, storable: Callable[[Iterable[str]], bool]) -> bool:
         return True
     if any(is_pair(a) for a in n.axes):
         return any(_is_lookup(f) for f in factors(n.x))
+    return is_matrix_product(n)
+
+
+def is_matrix_product(n: ir.Node) -> bool:
+    """Whether a sum is of two factors with an axis each that the other lacks."""
+    if not isinstance(n, ir.Reduce) or n.op != "sum" or n.kind != "real":
+        return False
+    parts, over = [set(f.axes) for f in factors(n.x)], set(n.over)
     return any(over & a & b and a - b - over and b - a - over for k, a in enumerate(parts) for b in parts[k + 1 :])
+
+
+def makes_scores(nodes: Iterable[ir.Node], hosts: list[set[str]]) -> bool:
+    """Whether a graph makes scores of queries and keys, which no tensor has: they are normalised by a softmax, or their
+    positions are compared."""
+    for n in nodes:
+        match n:
+            case ir.Reduce(op="lse", x=x) if not any(set(x.axes) <= host for host in hosts):
+                return True
+            case ir.Pointwise() if n.kind == "bool":
+                compared = {m.axis for m in ir.topological([n]) if isinstance(m, ir.Position)}
+                if len(compared) > 1 and not any(compared <= host for host in hosts):
+                    return True
+    return False
 
 
 def _is_lookup(f: ir.Node) -> bool:
@@ -88,7 +110,7 @@ def at_tile(node: ir.Node, pair: str, tables: RouteTables) -> ir.Node:
     return substitute(node, replacement) if replacement else node
 
 
-def shape_of(n: ir.Reduce, sort: Callable[[Iterable[str]], tuple[str, ...]], extents: dict[str, int], tables: RouteTables) -> Shape:
+def shape_of(n: ir.Reduce, sort: Callable[[Iterable[str]], tuple[str, ...]], extents: dict[str, int], tables: RouteTables | None) -> Shape:
     """The loops for a product. ``sort`` puts axes in the order of memory."""
     pair = next((a for a in (*n.axes, *n.over) if is_pair(a)), None)
     over = sort(n.over)
@@ -104,7 +126,7 @@ def shape_of(n: ir.Reduce, sort: Callable[[Iterable[str]], tuple[str, ...]], ext
     else:
         rows = max(rest, key=lambda a: (extents.get(a, 0), rest.index(a))) if rest else None
         grid = [*segments, *(a for a in rest if a != rows)]
-    x = at_tile(n.x, pair, tables) if pair is not None and rows == pair else n.x
+    x = at_tile(n.x, pair, tables) if tables is not None and pair is not None and rows == pair else n.x
     fits = _sides(factors(x), rows, columns)
     depth: str | None = None
     if pair is not None and pair in n.over:
@@ -218,7 +240,7 @@ def choose_stores(
             made.totals[name] = n
             replaced[n] = ir.make(ir.Input, n.axes, n.kind, name)
             continue
-        if shape.pair is None or shape.pair not in own or not is_product(n, storable):
+        if (shape.pair is not None and shape.pair not in own) or not is_product(n, storable):
             continue
         found = core_of(n, own)
         if found is not None and is_ready(found[0], known) and (_depends(found[0], known) or _is_costly(found[0])):
@@ -236,15 +258,15 @@ def choose_stores(
 
 
 class ProductBuilder(Values):
-    """Builds the kernel of some products of one shape. ``tables`` are the tensors of the routing."""
+    """Builds the kernel of some products of one shape. ``tables`` are the tensors of the routing, if there is one."""
 
-    def __init__(self, context: Context, shape: Shape, sums: list[ir.Reduce], made: Made, tables: RouteTables) -> None:
+    def __init__(self, context: Context, shape: Shape, sums: list[ir.Reduce], made: Made, tables: RouteTables | None) -> None:
         self.context = context
         self.structure = context.structure
         self.shape = shape
         self.sums = sums
         self.made = made
-        self.tables = tables
+        self._tables = tables
         self.rows = None if shape.pair is not None and shape.rows == shape.pair else shape.rows
         self.scopes = [Scope(frozenset())]
         self.read = set()
@@ -253,6 +275,11 @@ class ProductBuilder(Values):
         self.names: dict[str, int] = {}
         self.block = {a: self._block(a) for a in (shape.rows, shape.columns, shape.depth) if a is not None}
         self.ragged = tuple(self.block)
+
+    @property
+    def tables(self) -> RouteTables:
+        assert self._tables is not None
+        return self._tables
 
     def _block(self, axis: str) -> int:
         usual = 32 if not self.context.loops_first and self.shape.depth in (axis, None) else 64
@@ -430,4 +457,8 @@ class ProductBuilder(Values):
 
     def _is_table(self, e: ir.Node) -> bool:
         inputs = [n for n in ir.topological([e]) if isinstance(n, ir.Input)]
-        return bool(inputs) and all(self.tables.kind(n).partition(":")[0] in ("token", "expert", "tile") for n in inputs)
+        return (
+            self._tables is not None
+            and bool(inputs)
+            and all(self.tables.kind(n).partition(":")[0] in ("token", "expert", "tile") for n in inputs)
+        )

@@ -1,4 +1,5 @@
-"""Planning of a graph with routings: rows, library steps and products in the order in which they need each other."""
+"""Planning of a graph with routings, or of products too wide for tiles of rows: rows, library steps and products, in the order in which
+they need each other."""
 
 from __future__ import annotations
 
@@ -295,7 +296,8 @@ def _plan_products(work: Work, left: dict[str, ir.Node], step: ir.Reduce, tables
     made, replaced = choose_stores(left, sums, shape, work.storable, fresh)
     for name in taken:
         n = made.stores.get(name) or made.totals[name]
-        wide = shape.columns in n.axes and len(n.axes) > 1 and any(shape.columns in t.routing.features for t in tables.values())
+        feature = not tables or any(shape.columns in t.routing.features for t in tables.values())
+        wide = feature and shape.columns in n.axes and len(n.axes) > 1
         work.buffers[name] = Buffer(name, work.order(n.axes), work.wide() if wide else "float32", "temporary")
     builder = ProductBuilder(work.context(), shape, sums, made, table)
     written = "_".join([*made.stores, *made.totals])
@@ -304,13 +306,13 @@ def _plan_products(work: Work, left: dict[str, ir.Node], step: ir.Reduce, tables
     return {b: substitute(n, replaced) for b, n in left.items()}
 
 
-def _tables_of(n: ir.Reduce, tables: dict[ir.Node, RouteTables]) -> RouteTables:
+def _tables_of(n: ir.Reduce, tables: dict[ir.Node, RouteTables]) -> RouteTables | None:
     """The tables of the routing whose pairs a sum has; any, where it has none."""
     mine = [t for t in tables.values() if t.routing.pair in (*n.axes, *n.over)]
-    return mine[0] if mine else next(iter(tables.values()))
+    return mine[0] if mine else next(iter(tables.values()), None)
 
 
-def _alike(n: ir.Reduce, step: ir.Reduce, shape: Shape, work: Work, extents: dict[str, int], table: RouteTables) -> bool:
+def _alike(n: ir.Reduce, step: ir.Reduce, shape: Shape, work: Work, extents: dict[str, int], table: RouteTables | None) -> bool:
     if n is step:
         return True
     if n.axes != step.axes or set(n.over) != set(step.over) or n.where is not step.where:

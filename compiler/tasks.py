@@ -31,6 +31,10 @@ class NotFused(Exception):
     """No schedule of this class computes the graph; the text says which value and why."""
 
 
+class TooWide(NotFused):
+    """An axis would be kept whole in a tile, and is too long for that."""
+
+
 @dataclass(slots=True)
 class Task:
     """Write ``node`` to ``buffer`` (and ``also`` to others): ``kept`` axes index it, ``sweeps`` are the loops it needs, ``needs`` the
