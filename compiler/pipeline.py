@@ -277,6 +277,9 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     sweeps += kept
     if lowered.routings or lowered.in_products:
         sweeps, layout = routed_candidates(outputs, lowered.routings, structure, partial(_storable, lowered))
+        for name, node in outputs.items():
+            if node in layout and set(_output_axes(lowered, name)) == set(node.axes):
+                layout[node] = _output_axes(lowered, name)
     by_node = {node: name for name, node in reversed(outputs.items())}
     candidates: dict[ir.Node, Buffer] = {}
     exact = {x for n in steps if isinstance(n, ir.Recurrence) for x in n.operands}  # as steps compute: what they read and begin with

@@ -20,6 +20,15 @@ def test_agrees_with_float64(name: str) -> None:
         close(quantity, found, wanted)
 
 
+def test_outputs_that_are_read_again_lie_as_declared() -> None:
+    """Its output has its axes the other way round than they lie in the other tensors' order."""
+    made = kernel("attention_residual")
+    extents = pose(made.graph, {"t": 60, "l": 5, "d": 300}, {}, Usual()).extents
+    inputs = {name: x * 0.2 for name, x in drawn(made, extents).items()}
+    for quantity, found, wanted in both(made, inputs, {}):
+        close(quantity, found, wanted)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_planned_for_gpus(name: str) -> None:
     made = kernel(name)
