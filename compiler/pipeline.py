@@ -152,6 +152,9 @@ def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir
     lowered.passes["canonicalise"] = outputs
     lowered.fused = ir.Graph(graph.kernel, outputs, {}, _carry(graph.names, constants, became), _carry(graph.spans, constants, became))
     try:
+        hosts = [set(t.axes) for t in (*graph.kernel.inputs, *graph.kernel.outputs)]
+        if lowered.in_products and makes_scores(ir.topological(outputs.values()), hosts):
+            raise NotFused("scores of queries and keys are not stored")
         _derive(lowered, outputs)
         _schedule(lowered, _routed(lowered, outputs))
     except NotFused as error:
@@ -431,10 +434,6 @@ class Work:
         """Whether a value with these axes may be stored."""
         return _storable(self.lowered, axes)
 
-    def wide(self) -> Dtype:
-        """The dtype of a stored value with a row for every pair."""
-        return "input"
-
     def context(self) -> Context:
         """What builders of kernels share, where all that they read is in memory."""
         return _context(self.lowered, ordered(self.lowered.graph.kernel), {}, self.buffers)
@@ -452,9 +451,7 @@ def _storable(lowered: Lowered, axes: Iterable[str]) -> bool:
         return True
     if not lowered.in_products or lowered.fused is None:
         return False
-    nodes = list(ir.topological(lowered.fused.outputs.values()))
-    hosts = [set(t.axes) for t in (*kernel.inputs, *kernel.outputs)]
-    return any(wanted <= set(n.axes) for n in nodes if is_matrix_product(n)) and not makes_scores(nodes, hosts)
+    return any(wanted <= set(n.axes) for n in ir.topological(lowered.fused.outputs.values()) if is_matrix_product(n))
 
 
 def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], known: Mapping[ir.Node, Buffer]) -> dict[ir.Node, ir.Node]:

@@ -298,7 +298,7 @@ def _plan_products(work: Work, left: dict[str, ir.Node], step: ir.Reduce, tables
         n = made.stores.get(name) or made.totals[name]
         feature = not tables or any(shape.columns in t.routing.features for t in tables.values())
         wide = feature and shape.columns in n.axes and len(n.axes) > 1
-        work.buffers[name] = Buffer(name, work.order(n.axes), work.wide() if wide else "float32", "temporary")
+        work.buffers[name] = Buffer(name, work.order(n.axes), "input" if wide else "float32", "temporary")
     builder = ProductBuilder(work.context(), shape, sums, made, table)
     written = "_".join([*made.stores, *made.totals])
     name = f"{work.direction}_{written}" if len(written) < 60 else f"{work.direction}_{next(iter([*made.stores, *made.totals]))}_and_others"

@@ -216,9 +216,8 @@ def test_tables(waits: bool) -> None:
     tiles = []
     for n in range(4):
         mine = [s for s, p in enumerate(pairs) if p[2] == n]
-        assert (made.table("first", ("n",))[n].item(), made.table("last", ("n",))[n].item())[0 if mine else 1] == (
-            mine[0] if mine else made.table("first", ("n",))[n].item()
-        )
+        first, last = (made.table(name, ("n",))[n].item() for name in ("first", "last"))
+        assert list(range(first, last)) == mine
         tiles += [(n, mine[k], mine[min(k + 4, len(mine)) - 1] + 1) for k in range(0, len(mine), 4)]
     found = zip(*(made.table(name, ("tile",)).tolist() for name in ("tile:n", "tile_start", "tile_stop")), strict=True)
     listed = list(found)

@@ -38,7 +38,7 @@ def test_planned_for_gpus(name: str) -> None:
 
 
 def test_scores_are_never_stored() -> None:
-    for name in ("softmax_attention", "full", "retention"):
+    for name in ("softmax_attention", "full", "retention", "multi_token"):
         made = kernel(name)
         extents = pose(made.graph, {"d": 512}, {}, Usual(512)).extents
         lowered = made.lowered("c", extents=extents)
