@@ -14,6 +14,7 @@ from . import ir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Set as AbstractSet
 
 ZERO = ir.const(0.0)
 ONE = ir.const(1.0)
@@ -58,6 +59,8 @@ def neg(x: ir.Node) -> ir.Node:
             return inner
         case ir.Pointwise(op="sub", args=(a, b)):
             return sub(b, a)
+        case ir.Pointwise(op="where", args=(c, a, b)) if is_const(b, 0):
+            return where(c, neg(a), b)
         case _:
             return ir.pointwise("neg", x)
 
@@ -107,7 +110,9 @@ def _take_out_shared(combine: Callable[[ir.Node, ir.Node], ir.Node], a: ir.Node,
         case ir.Pointwise(op="where", args=(ca, xa, za)), ir.Pointwise(op="where", args=(cb, xb, zb)) if is_const(za, 0) and is_const(
             zb, 0
         ):
-            both = [c for c in conjuncts(ca) if c in conjuncts(cb)]
+            in_a, in_b = conjuncts(ca), conjuncts(cb)
+            both = [c for c in in_a if follows(c, set(in_b))]
+            both += [c for c in in_b if c not in both and follows(c, set(in_a))]
             if both:
                 left, right = (conjunction(c for c in conjuncts(k) if c not in both) for k in (ca, cb))
                 return where(conjunction(both), combine(where(left, xa, ZERO), where(right, xb, ZERO)), ZERO)
@@ -315,7 +320,8 @@ def reduce_sum(over: Iterable[str], x: ir.Node, condition: ir.Node | None = None
             case _:
                 rest.append(f)
     for k in known:
-        (parts if over & set(k.axes) else outer_condition).append(k)
+        if not follows(k, {other for other in known if other is not k}):
+            (parts if over & set(k.axes) else outer_condition).append(k)
     inside = conjunction(parts)
     assumed = {*parts, *outer_condition}
     rest = [under(f, assumed) for f in rest]
@@ -327,9 +333,63 @@ def reduce_sum(over: Iterable[str], x: ir.Node, condition: ir.Node | None = None
         free.append(ir.size(axis))
     over &= present
     result = ir.reduce("sum", over, body, optional(inside)) if over else where(inside, body, ZERO)
-    result = product([*free, result]) if free else result
+    if free:
+        result = product([*free, result])
+        singular = [f for f in free if is_singular(f)]
+        masks = [c for c in parts if _is_mask(c, singular)] if singular else []
+        if masks:
+            result = where(is_met(over, conjunction(masks)), result, ZERO)
     result = where(conjunction(outer_condition), result, ZERO)
     return neg(result) if sign < 0 else result
+
+
+def is_singular(factor: ir.Node) -> bool:
+    """Whether a factor can be infinite or NaN where all tensors are finite, by a quotient or a logarithm: in front of a sum over an empty
+    range, which is 0, it must not be read."""
+    stack, seen = [factor], set()
+    while stack:
+        n = stack.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        match n:
+            case ir.Pointwise(op="div", args=(_, below)) if not isinstance(below, ir.Const | ir.Size):
+                return True
+            case ir.Pointwise(op="log" | "rsqrt" | "pow"):
+                return True
+            case ir.Pointwise(args=args):
+                stack.extend(args)
+            case ir.Reduce(op="max" | "min" | "lse", where=condition) if condition is not None:
+                return True
+            case ir.Reduce(x=x, where=None) | ir.Read(x=x):
+                stack.append(x)
+    return False
+
+
+def _is_mask(condition: ir.Node, singular: list[ir.Node]) -> bool:
+    """Whether a condition says which elements there are: those on sums do only if the singular factors are made under them, too. Others are
+    derivatives, such as that of a relu."""
+    stack, computed = [condition], False
+    while stack and not computed:
+        n = stack.pop()
+        computed = isinstance(n, ir.Reduce | ir.Result)
+        stack.extend(() if isinstance(n, ir.Select | ir.Scan) else ir.children(n))
+    return not computed or any(isinstance(n, ir.Reduce) and condition in conjuncts(n.where) for n in ir.topological(singular))
+
+
+def is_met(over: Iterable[str], condition: ir.Node) -> ir.Node:
+    """Whether a condition holds anywhere along the axes."""
+    return ir.pointwise("gt", ir.reduce("sum", set(over) & set(condition.axes), ONE, condition), ZERO)
+
+
+def follows(condition: ir.Node, known: AbstractSet[ir.Node]) -> bool:
+    """Whether a condition holds where the ``known`` ones do: it is one of them, or that one of them holds anywhere (``is_met``)."""
+    if condition in known:
+        return True
+    match condition:
+        case ir.Pointwise(op="gt", args=(ir.Reduce(op="sum", x=x, where=inner), zero)) if is_const(x, 1) and is_const(zero, 0):
+            return all(c in known for c in conjuncts(inner))
+    return False
 
 
 def under(node: ir.Node, known: set[ir.Node]) -> ir.Node:
@@ -344,7 +404,7 @@ def under(node: ir.Node, known: set[ir.Node]) -> ir.Node:
         result = n
         match n:
             case ir.Pointwise(op="where", args=(c, a, b)):
-                left = [k for k in conjuncts(c) if k not in known]
+                left = [k for k in conjuncts(c) if not follows(k, known)]
                 result = visit(a) if not left else where(conjunction(left), visit(a), visit(b))
             case ir.Pointwise(op=op, args=args):
                 new = tuple(visit(a) for a in args)

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
-def split_sums(roots: dict[str, ir.Node], stored: Collection[ir.Node] = ()) -> dict[str, ir.Node]:
-    """Sums over differently normalised terms become differences of sums: each normaliser has its own pivot, if it is not ``stored``.
+def split_sums(roots: dict[str, ir.Node], stored: Collection[ir.Node] = (), whole: Collection[str] = ()) -> dict[str, ir.Node]:
+    """Sums over differently normalised terms become differences of sums: each normaliser has its own pivot, if it is not ``stored``. Sums
+    over axes that are kept ``whole`` need no sweep, and lose fewer digits as they are.
 
     Before: sum[j]((a1 - lam * a2) * v). After: sum[j](a1 * v) - lam * sum[j](a2 * v).
     """
     memo: dict[ir.Node, ir.Node] = {}
     for n in ir.topological(roots.values()):
         new = with_children(n, tuple(memo[c] for c in ir.children(n)))
-        memo[n] = distribute(new) if isinstance(new, ir.Reduce) and new.op == "sum" and splits_terms(new, stored) else new
+        splits = isinstance(new, ir.Reduce) and new.op == "sum" and not set(new.over) <= set(whole) and splits_terms(new, stored)
+        memo[n] = distribute(new) if isinstance(new, ir.Reduce) and splits else new
     return {name: memo[n] for name, n in roots.items()}
 
 

@@ -246,7 +246,8 @@ def _derive(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
             names.setdefault(adjoint, f"d_{name}")
     lowered.passes["differentiate"] = gradients
     known: set[ir.Node] = {n for n in ir.topological(outputs.values()) if isinstance(n, ir.Reduce)}
-    gradients = exchange_contractions(split_sums(exchange_contractions(gradients, known), known), known)
+    experts = {a for r in lowered.routings for a in r.experts}
+    gradients = exchange_contractions(split_sums(exchange_contractions(gradients, known), known, experts), known)
     lowered.passes["exchange"] = gradients
     lowered._gradient_nodes = gradients
     lowered.differentiable = tuple(n.name for n in inputs)
@@ -440,11 +441,13 @@ class Work:
 
 
 def _storable(lowered: Lowered, axes: Iterable[str]) -> bool:
-    """Whether some tensor has the axes, or a routing: those of its condition, or features of its pairs; in a plan of products, also
-    whether one of these has them."""
+    """Whether some tensor has the axes, or a routing: those of its condition, of a selection in it, or features of its pairs; in a plan of
+    products, also whether one of these has them."""
     wanted = set(axes)
     for r in lowered.routings:
         if wanted <= set(r.condition.axes) or (r.pair in wanted and wanted - {r.pair} <= r.features):
+            return True
+        if any(wanted <= set(n.axes) for n in ir.topological([r.condition]) if isinstance(n, ir.Select)):
             return True
     kernel = lowered.graph.kernel
     if any(wanted <= set(t.axes) for t in (*kernel.inputs, *kernel.outputs)):

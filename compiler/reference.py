@@ -23,6 +23,8 @@ from torch import Tensor
 from ..dsl import typed
 from . import errors, ir
 from . import reference_ops as ops
+from .choices import Chosen
+from .choices import current as watched
 from .reference_ops import Setting, Value
 from .route_tables import Tables
 
@@ -302,9 +304,21 @@ class _Evaluation:
             case ir.Table(route=ir.Route() as route, name=name):
                 return Value(Tables(get(route).data, route, setting.extents, setting.origin).table(name, node.axes), node.axes)
             case ir.Select(over=over, x=x, k=k, where=where):
-                return ops.select(over, get(x), get(k), _maybe(where, get), setting)
+                return self._select(node, get(x), get(k), _maybe(where, get))
             case _:
                 raise AssertionError(f"not a node of the equation graph: {node!r}")
+
+    def _select(self, node: ir.Select, x: Value, k: Value, where: Value | None) -> Value:
+        """A selection, or what it is told to choose; noted where somebody watches."""
+        found = ops.select(node.over, x, k, where, self.setting)
+        choices = watched()
+        if choices is None:
+            return found
+        usual, scores, condition = (None if v is None else ops.expand(v, node.axes, self.setting).detach() for v in (found, x, where))
+        taken = choices.given.get(node, usual)
+        assert taken is not None
+        choices.seen.append(Chosen(node, taken, usual, scores, condition))
+        return Value(taken, node.axes)
 
     def _scalar(self, value: Number) -> Value:
         dtype = torch.bool if isinstance(value, bool) else torch.int64 if isinstance(value, int) else torch.float64

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import algebra, ir
-from .algebra import conjunction, conjuncts, factors, product, reduce_sum, terms, with_children
+from .algebra import conjunction, conjuncts, factors, follows, product, reduce_sum, terms, with_children
 from .plan import ROUTE
 from .tasks import NotFused
 
@@ -316,7 +316,7 @@ class Router:
         assumed = self.assumed.get(n, frozenset())
         match n:
             case ir.Reduce(op="sum", over=over, x=x, where=where) if self._is_wide(x) and self.parts <= assumed | set(conjuncts(where)):
-                rest = [c for c in conjuncts(where) if c not in self.implied]
+                rest = [c for c in conjuncts(where) if not follows(c, self.implied)]
                 return self._combined(n, set(over), x, rest)
         if self._is_wide(n) and set(n.axes) <= self.own and self.parts <= assumed:
             return ir.read(self._pair(n), [(self.routing.pair, self.routing.table("pair", self.own))])
@@ -387,13 +387,13 @@ class Router:
         return self.paired[root]
 
     def _needs(self, n: ir.Node) -> list[ir.Node]:
-        if not self.own & set(n.axes) or n in self.implied:
+        if not self.own & set(n.axes) or follows(n, self.implied):
             return []
         match n:
             case ir.Pointwise(args=args) if self._opens(n):
                 return list(args)
             case ir.Reduce(x=x, where=where) if self._is_wide(n):
-                return [x, *(c for c in conjuncts(where) if c not in self.implied)]
+                return [x, *(c for c in conjuncts(where) if not follows(c, self.implied))]
             case _:
                 return []
 
@@ -405,7 +405,7 @@ class Router:
 
     def _pair_one(self, n: ir.Node) -> ir.Node:
         r = self.routing
-        if n in self.implied:
+        if follows(n, self.implied):
             return algebra.TRUE
         own = self.own & set(n.axes)
         if not own:
@@ -416,12 +416,12 @@ class Router:
             case ir.Pointwise(args=args) if self._opens(n):
                 return with_children(n, tuple(self.paired[a] for a in args))
             case ir.Reduce(op="sum", over=over, x=x, where=where) if self._is_wide(n):
-                condition = conjunction(self.paired[c] for c in conjuncts(where) if c not in self.implied)
+                condition = conjunction(self.paired[c] for c in conjuncts(where) if not follows(c, self.implied))
                 if set(over) & self.own:
                     raise NotFused(f"a sum over {', '.join(over)} inside of a routing over {', '.join(sorted(self.own))}")
                 return reduce_sum(over, self.paired[x], condition)
             case ir.Reduce() if self._is_wide(n):
-                condition = conjunction(self.paired[c] for c in conjuncts(n.where) if c not in self.implied)
+                condition = conjunction(self.paired[c] for c in conjuncts(n.where) if not follows(c, self.implied))
                 return ir.reduce(n.op, n.over, self.paired[n.x], algebra.optional(condition))
             case ir.Read(x=ir.Input() as x, at=at) if not any(e.axes for _, e in at):
                 return ir.read(x, [*at, *((a, r.of_pair(a)) for a in sorted(own))])

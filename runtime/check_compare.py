@@ -6,6 +6,9 @@ reference. With ``rms`` and ``eps = 2 * unit roundoff`` of the dtype,
     RMS error  <=  min(max(2 * eager's RMS error, FLOORS[dtype].rms * rms), rms / 10)
     each error <=  min(max(2 * eager's maximum,   FLOORS[dtype].max * rms), rms / 10)  +  eps * |reference|
 
+Both RMS are those of the elements that are not exactly 0 in the reference: masks and experts that nobody chose leave many zeros, which
+say nothing of how large the others are. An error in a zero counts in the maximum.
+
 The floor allows another order of summation and other approximations of exp. It is a multiple of the reference's own
 RMS: zeros never pass. A tenth of the RMS is never exceeded but by the rounding of the element itself, even where eager has
 lost everything. Ints and bools must be equal.
@@ -141,11 +144,13 @@ def _errors(
         return None, None
     eps = torch.finfo(got.dtype).eps
     error = torch.where(judged, (got.double() - want).abs(), 0.0)
-    rms = _rms(want[judged])
-    bounds = _bounds(got.dtype, rms, _eager_error(eager, want, judged), noise)
+    counted = judged & (want != 0)
+    counted = counted if bool(counted.any()) else judged
+    rms = _rms(want[counted])
+    bounds = _bounds(got.dtype, rms, _eager_error(eager, want, judged, counted), noise)
     bound = bounds.max + eps * torch.where(judged, want, 0.0).abs()
     worst = int((error / bound).argmax())
-    measure = Measure(quantity, float(error.flatten()[worst]), float(bound.flatten()[worst]), _rms(error[judged]), bounds.rms, rms)
+    measure = Measure(quantity, float(error.flatten()[worst]), float(bound.flatten()[worst]), _rms(error[counted]), bounds.rms, rms)
     if measure.ratio <= 1:
         return measure, None
     message = (
@@ -167,10 +172,11 @@ def _bounds(dtype: torch.dtype, rms: float, eager: Floor, noise: Floor | None) -
     return Floor(rms_bound + smallest, max_bound + smallest)
 
 
-def _eager_error(eager: Tensor, want: Tensor, judged: Tensor) -> Floor:
+def _eager_error(eager: Tensor, want: Tensor, judged: Tensor, counted: Tensor) -> Floor:
     """The errors of eager PyTorch where it has numbers."""
-    error = (eager.double() - want).abs()[judged & eager.isfinite()]
-    return Floor(_rms(error), float(error.max())) if error.numel() else Floor(0.0, 0.0)
+    error, there = (eager.double() - want).abs(), eager.isfinite()
+    largest = error[judged & there]
+    return Floor(_rms(error[counted & there]), float(largest.max())) if largest.numel() else Floor(0.0, 0.0)
 
 
 def _rms(values: Tensor) -> float:

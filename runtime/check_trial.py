@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from ..compiler import ir
+from ..compiler.choices import Choices, watching
 from ..compiler.reference import evaluate
 from ..dsl.typed import Kernel as TypedKernel
 from ..dsl.typed import Spec
 from . import check_compare as judge
+from .check_choices import differs, matching, mistaken
 from .check_noise import Nudged, amplification
 from .check_report import Failure, FailureKind, Measure
 from .check_shapes import Case, Limits, batch_axes, call_sizes
@@ -88,17 +90,21 @@ class Trial:
             self.inputs = make_inputs(kernel.typed, case, self.dtype, settings.device)
             self.sizes = call_sizes(kernel.typed, case, self.inputs.extents)
         self.dims = _dimension_names(kernel.typed)
+        self.given: dict[ir.Node, Tensor] = {}
+        """What selections of the references are to choose: what the kernel chose."""
 
     def findings(self, only_numbers: bool = False) -> tuple[list[Measure], list[Failure]]:
         """The measured errors and all failures, or those of a single run. Raises ``Rejected`` where the case means nothing."""
-        _ = self.exact, self.eager
+        _ = self.eager
         self._reject_what_does_not_fit()
         failures = [
             Failure("assume", "", f"the drawn inputs break '{line}'. Give these inputs a 'sample' line that keeps it.")
             for line in broken_assumptions(self.kernel.typed, self.inputs, self.kernel.spec.text)
         ]
         try:
-            first = self.run(self.inputs)
+            with watching() as choices:
+                first = self.run(self.inputs)
+            failures += self.adopt(choices)
             measures, wrong = self.judged(first)
             failures += wrong
             if only_numbers:
@@ -112,17 +118,43 @@ class Trial:
 
     # Three evaluations ------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def exact(self) -> Values:
         """The meaning, in float64, of the inputs as rounded to the dtype."""
-        with _rejecting("the reference raises"):
-            return self.reference(self.inputs, torch.float64)
+        return self._exact[0]
 
-    @cached_property
+    @property
     def eager(self) -> Values:
         """What eager PyTorch makes of the same inputs in the dtype itself."""
-        with _rejecting(f"the reference raises in {self.dtype}"):
-            return self.reference(self.inputs, None)
+        return self._eager[0]
+
+    @cached_property
+    def _exact(self) -> tuple[Values, Choices]:
+        with _rejecting("the reference raises"), watching(self.given) as choices:
+            return self.reference(self.inputs, torch.float64), choices
+
+    @cached_property
+    def _eager(self) -> tuple[Values, Choices]:
+        _ = self._exact
+        with _rejecting(f"the reference raises in {self.dtype}"), watching(self.given) as choices:
+            return self.reference(self.inputs, None), choices
+
+    def adopt(self, kernels: Choices) -> list[Failure]:
+        """Takes the kernel's selections for those of the references, so that ties which rounding broke otherwise are no error; a selection
+        that is no such tie is one."""
+        self.given = matching(self._exact[1], kernels)
+        if differs(self._exact[1], self.given):
+            del self._exact
+        if differs(self._eager[1], self.given):
+            del self._eager
+        if self._exact[1].given is not self.given:
+            return []
+        moved = []
+        for sign in (1, -1):
+            with Nudged(self.case.seed, sign, partial_sums=self.dtype.itemsize >= 4), watching(self.given) as nudged:
+                self.reference(self.inputs, torch.float64)
+            moved.append(nudged)
+        return mistaken(self._exact[1], moved, self.dtype, self.kernel.graph.names)
 
     def reference(self, inputs: Inputs, dtype: torch.dtype | None) -> Values:
         tensors = {n: t.detach().to("cpu").contiguous() for n, t in inputs.tensors.items()}
@@ -202,7 +234,7 @@ class Trial:
         """How much each quantity amplifies rounding errors: the most that two nudges, opposite in sign, show of it."""
         found = dict.fromkeys(dict(self.exact.items()), judge.Floor(0.0, 0.0))
         for sign in (1, -1):
-            with Nudged(self.case.seed, sign, partial_sums=self.dtype.itemsize >= 4):
+            with Nudged(self.case.seed, sign, partial_sums=self.dtype.itemsize >= 4), watching(self.given):
                 moved = dict(self.reference(self.inputs, torch.float64).items())
             for quantity, value in self.exact.items():
                 rms, largest = amplification(value, moved[quantity])

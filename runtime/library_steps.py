@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..compiler import ir
+from ..compiler.choices import Chosen
+from ..compiler.choices import current as watched
 from ..compiler.plan import Library, extent_value
 from ..compiler.reference_ops import Setting, Value, expand, scan, select
 
@@ -82,6 +84,7 @@ def _value(step: Library, views: _Views) -> Run:
             case ir.Select(over=(axis,), x=ir.Input() as x, k=ir.Const(value=count), where=None) if 0 < count <= views.extents[axis]:
                 axes = (*(a for a in x.axes if a != axis), axis)
                 views.tensor(tensors, step.buffer, axes).copy_(_largest(views.tensor(tensors, x.name, axes), int(count)))
+                _note(node, views.tensor(tensors, step.buffer, node.axes))
                 return
             case ir.Select(over=over, x=x, k=k, where=where):
                 found = select(over, value(x), value(k), None if where is None else value(where), setting)
@@ -91,8 +94,17 @@ def _value(step: Library, views: _Views) -> Run:
                 raise AssertionError(f"no step of the library makes a {type(node).__name__.lower()}")
         full = expand(found, node.axes, setting)
         views.tensor(tensors, step.buffer, order).copy_(full.permute([node.axes.index(a) for a in order]))
+        if isinstance(node, ir.Select):
+            _note(node, full)
 
     return run
+
+
+def _note(node: ir.Select, chosen: Tensor) -> None:
+    """Shows a selection to those who watch."""
+    choices = watched()
+    if choices is not None:
+        choices.seen.append(Chosen(node, chosen.clone()))
 
 
 def _largest(x: Tensor, count: int) -> Tensor:

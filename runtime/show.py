@@ -76,7 +76,7 @@ def _after(lowered: Lowered, name: str, part: Part) -> str:
         return show_graph(lowered.graph)
     if isinstance(found, Mapping):
         derived = name in ("differentiate", "exchange")
-        named = {lowered.gradients[n]: node for n, node in found.items()} if derived else found
+        named = {lowered.gradients.get(n, f"d_{n}"): node for n, node in found.items()} if derived else found
         return show_outputs(named, lowered.graph.names)
     return str(_plan(lowered, part))
 

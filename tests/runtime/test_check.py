@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from weft.compiler.build import build
+from weft.compiler.choices import current, watching
 from weft.compiler.extents import bind, bind_params
+from weft.compiler.ir import Select, topological
 from weft.compiler.reference import evaluate
 from weft.dsl.load import parse
 from weft.runtime.check import Case, Report, check_in_subprocess, check_kernel, render
@@ -292,3 +294,57 @@ def test_checking_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_a_process_that_dies_is_told() -> None:
     with pytest.raises(RuntimeError, match="no_such_kernel"):
         check_in_subprocess(GATED, "stand.weft", "no_such_kernel", backend="reference")
+
+
+# Selections -------------------------------------------------------------------------------------------------------
+
+CHOOSING = """
+kernel choosing(x[t,d], r[n,d]) -> y[t,n]:
+    sample r = 0.0 * normal() + 1.0
+    z = sum[d](x * r)
+    mask topk[n](z, 2)
+    y = z * z
+"""
+
+
+class Chooses(Stand):
+    """Chooses what it is told to, in place of the two largest."""
+
+    def __init__(self, choose: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(CHOOSING)
+        self.choose = choose
+
+    def __call__(self, *tensors: Tensor, **options: Any) -> Any:
+        noted = current()
+        (select,) = (n for n in topological(self.graph.outputs.values()) if isinstance(n, Select))
+        with watching({select: self.choose(tensors[0] @ tensors[1].detach().T)}) as seen:
+            found = super().__call__(*tensors, **options)
+        if noted is not None:
+            noted.seen.extend(seen.seen)
+        return found
+
+
+def hot(indices: Tensor, n: int) -> Tensor:
+    return torch.zeros(len(indices), n, dtype=torch.bool).scatter_(1, indices, True).T
+
+
+def test_a_tie_may_be_broken_otherwise() -> None:
+    """All scores of a token are equal: whichever two are chosen, the numbers are held to that choice."""
+    report = check(Chooses(lambda z: hot(torch.tensor([[2, 4]]).expand(len(z), 2), z.shape[1])), sizes={"t": 3, "n": 5, "d": 4}, trials=2)
+    assert report.passed, render(report)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_choice_of_too_few_or_too_many_fails(count: int) -> None:
+    report = check(Chooses(lambda z: hot(z.topk(count, 1).indices, z.shape[1])), sizes={"t": 3, "n": 5, "d": 4}, trials=1)
+    assert "topk" in quantities(report)
+
+
+def test_a_choice_of_lower_scores_fails() -> None:
+    kernel = Chooses(lambda z: hot((-z).topk(2, 1).indices, z.shape[1]))
+    kernel.spec = parse(CHOOSING.replace("    sample r = 0.0 * normal() + 1.0\n", ""), "stand.weft")
+    kernel.typed = kernel.spec.kernels[0]
+    kernel.graph = build(kernel.typed)
+    report = check(kernel, sizes={"t": 3, "n": 5, "d": 4}, trials=1)
+    assert "topk" in quantities(report)
+    assert "is not what the scores say, for 3 of 3" in render(report)

@@ -1,0 +1,88 @@
+"""What stands in front of a sum over nothing is not read: 0 / 0 of a row without keys is 0, as the sum is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import weft
+import weft.specs
+from weft.runtime.check import check_in_subprocess, check_kernel, render
+
+NORMALISED = """
+kernel normalised(q[i,d], k[j,d], v[j,e], pad[i,j]: bool) -> y[i,e]:
+    mask pad
+    w = sigmoid(sum[d](q * k))
+    y = sum[j](w / sum[j](w) * v)
+"""
+BEFORE = """
+kernel before(q[i,d], k[j,d], v[j,e]) -> y[i,e]:
+    mask j < i
+    y = sum[j](log(i) * sigmoid(sum[d](q * k)) * v)
+"""
+
+
+def pulled(kernel: weft.Kernel, backend: str, *tensors: Tensor, **params: int) -> list[Tensor]:
+    """The first output and all gradients of its sum."""
+    leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
+    found = kernel(*leaves, backend=backend, strict=backend == "c", **params)
+    y = found[0] if isinstance(found, tuple) else found
+    return [y.detach(), *torch.autograd.grad(y.sum(), [t for t in leaves if t.is_floating_point()])]
+
+
+def same(kernel: weft.Kernel, *tensors: Tensor, **params: int) -> list[Tensor]:
+    """Outputs and gradients of the C kernel, after they were held to the reference's, NaN included."""
+    got, want = (pulled(kernel, backend, *tensors, **params) for backend in ("c", "reference"))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return got
+
+
+def test_an_explicit_normaliser() -> None:
+    torch.manual_seed(0)
+    pad = torch.rand(5, 6) < 0.5
+    pad[2] = False
+    y, *_ = same(weft.loads(NORMALISED)["normalised"], torch.randn(5, 4), torch.randn(6, 4), torch.randn(6, 3), pad)
+    assert bool((y[2] == 0).all())
+    assert bool((y[[0, 1, 3, 4]] != 0).all())
+
+
+def test_a_logarithm_of_the_position() -> None:
+    """The first row has no key, and log 0 in front of it."""
+    torch.manual_seed(0)
+    y, d_q, *_ = same(weft.loads(BEFORE)["before"], torch.randn(5, 4), torch.randn(5, 4), torch.randn(5, 3))
+    assert bool((y[0] == 0).all())
+    assert bool((d_q[0] == 0).all())
+
+
+@pytest.mark.parametrize("text", [NORMALISED, BEFORE])
+def test_both_backends_pass_check(text: str) -> None:
+    name = text.split()[1].partition("(")[0]
+    report = check_kernel(weft.loads(text)[name], quick=True, dtypes=("float32", "float16"), strict=True)
+    assert report.passed, render(report)
+    interpreted = check_in_subprocess(text, "empty.weft", name, quick=True, strict=True, trials=3)
+    assert interpreted.passed, render(interpreted)
+
+
+def test_a_token_of_null_experts() -> None:
+    """No true expert is chosen, so the chosen probabilities of true experts sum to 0."""
+    torch.manual_seed(0)
+    t, d, a, n, f = 3, 4, 8, 3, 6
+    x, router = torch.randn(t, d), torch.randn(a, d)
+    router[:n] = -20 * x[1]
+    y, *_ = same(weft.specs.moe_null, x, router, torch.randn(n, d, f), torch.randn(n, d, f), torch.randn(n, f, d), k=3)
+    assert bool((y[1] == 0).all())
+
+
+@pytest.mark.parametrize(("n", "k", "capacity"), [(1, 1, 5), (2, 2, 3)])
+def test_nan_in_a_dropped_token_changes_nothing(n: int, k: int, capacity: int) -> None:
+    torch.manual_seed(0)
+    t, d, f = 6, 4, 3
+    x = torch.randn(t, d)
+    x[5] = torch.nan
+    y, d_x, *others = same(
+        weft.specs.moe_capacity, x, torch.randn(n, d), torch.randn(n, d, f), torch.randn(n, f, d), k=k, capacity=capacity
+    )
+    assert bool((y[5] == 0).all() and (d_x[5] == 0).all())
+    assert all(bool(g.isfinite().all()) for g in others)
