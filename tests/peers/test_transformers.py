@@ -56,6 +56,21 @@ def test_moe_mixtral() -> None:
     agree("moe_mixtral", lambda x, router, w1, w3, w2: mixtral(x, router, w1, w3, w2, 2))
 
 
+def test_moe_mixtral_in_jetmoe() -> None:
+    """JetMoe chooses by logits and normalises after: the same layer, written and computed otherwise."""
+
+    def oracle(x: Tensor, router: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
+        cfg = config(num_experts_per_tok=2, num_local_experts=len(router), hidden_size=x.shape[-1], intermediate_size=w1.shape[-1],
+                     activation_function="silu")  # fmt: skip
+        weights = {
+            "router.layer.weight": router, "input_linear.weight": gate_up(w1, w3), "output_linear.weight": w2.transpose(-1, -2),
+            "bias": x.new_zeros(x.shape[-1]),
+        }  # fmt: skip
+        return call(model("jetmoe").JetMoeMoE(cfg), weights, x[None])[0]
+
+    agree("moe_mixtral", oracle)
+
+
 def test_moe_swiglu() -> None:
     def oracle(x: Tensor, router: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor) -> dict[str, Tensor]:
         p = (x @ router.T).softmax(-1)
