@@ -11,7 +11,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from . import affine, ir
-from .algebra import ONE, ZERO, add, conjunction, div, mul, neg, reduce_sum, sub, where
+from .algebra import ONE, ZERO, add, conjunction, conjuncts, div, factors, is_met, mul, neg, reduce_sum, sub, where
 from .plan import origin
 
 if TYPE_CHECKING:
@@ -177,7 +177,11 @@ def _contributions(node: ir.Node, g: ir.Node) -> Iterable[tuple[ir.Node, ir.Node
         case ir.Reduce(op="sum", over=over, x=x, where=condition):
             yield x, spread(x, (*node.axes, *over), g, condition)
         case ir.Reduce(op="lse", over=over, x=x, where=condition):
-            yield x, spread(x, (*node.axes, *over), mul(g, _p("expdiff", x, node)), condition)
+            share = mul(g, _p("expdiff", x, node))
+            masks = _masks(g, condition)
+            if masks:  # no gradient comes back to an empty range, whatever its weights are
+                share = where(is_met(over, conjunction(masks)), share, ZERO)
+            yield x, spread(x, (*node.axes, *over), share, condition)
         case ir.Reduce(op="max" | "min" as op, over=(axis,), x=x, where=condition):
             best = ir.reduce("argmax", (axis,), x if op == "max" else neg(x), condition)
             here = conjunction([_p("eq", ir.position(axis), best), condition])
@@ -188,6 +192,14 @@ def _contributions(node: ir.Node, g: ir.Node) -> Iterable[tuple[ir.Node, ir.Node
             yield x, read_adjoint(node, g)
         case _:
             raise NoDerivative(node, f"{type(node).__name__.lower()} has no derivative rule on the graph")
+
+
+def _masks(g: ir.Node, known: ir.Node | None) -> list[ir.Node]:
+    """The conditions of the sum that an adjoint is, but those that are ``known`` to hold."""
+    for f in factors(g):
+        if isinstance(f, ir.Reduce) and f.op == "sum" and f.where is not None:
+            return [c for c in conjuncts(f.where) if c not in conjuncts(known)]
+    return []
 
 
 def spread(target: ir.Node, axes: Iterable[str], g: ir.Node, condition: ir.Node | None) -> ir.Node:

@@ -20,7 +20,7 @@ from .emit_values import Context, Tiling
 from .exchange import exchange_contractions, split_sums
 from .fit import MOST_PRODUCTS, REGISTERS
 from .names import name_nodes
-from .outside import split_outside
+from .outside import is_library, split_outside
 from .plan import ROUTE, Buffer, Dtype, Kernel, Library, Plan, divided
 from .products import is_matrix_product, makes_scores
 from .recurrence import make_recurrences
@@ -137,13 +137,14 @@ def _begin_again(lowered: Lowered) -> None:
 
 
 def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir.Node], routings: list[Routing]) -> bool:
-    """Plans a graph with these routings, or says in ``reasons`` why it cannot. True where axes are too long for tiles of rows."""
+    """Plans a graph with these routings, or says in ``reasons`` why it cannot. True where products may do: axes are too long for tiles of
+    rows, or a value that is no tensor's is chosen from."""
     graph = lowered.graph
     lowered.routings = routings
-    outputs, lowered.outside, lowered.reasons = split_outside(stepped, selects=bool(routings))
+    outputs, lowered.outside, lowered.reasons = split_outside(stepped, selects=bool(routings) or lowered.in_products)
     lowered.passes["outside"] = outputs
     if outputs is None:
-        return False
+        return any(is_library(n) for n in ir.topological(stepped.outputs.values()))
     outputs = {name: substitute(node, constants) for name, node in outputs.items()}
     if routings:
         outputs = push_reads(outputs, dict(lowered.hints.extents), lowered.by_extent)

@@ -4,14 +4,15 @@ Three numbers decide: the error of the kernel, the error that eager PyTorch make
 reference. With ``rms`` and ``eps = 2 * unit roundoff`` of the dtype,
 
     RMS error  <=  min(max(2 * eager's RMS error, FLOORS[dtype].rms * rms), rms / 10)
-    each error <=  min(max(2 * eager's maximum,   FLOORS[dtype].max * rms), rms / 10)  +  eps * |reference|
+    each error <=  min(max(2 * eager's maximum,   FLOORS[dtype].max * rms), s / 10)  +  eps * |reference|
 
 Both RMS are those of the elements that are not exactly 0 in the reference: masks and experts that nobody chose leave many zeros, which
 say nothing of how large the others are. An error in a zero counts in the maximum.
 
 The floor allows another order of summation and other approximations of exp. It is a multiple of the reference's own
 RMS: zeros never pass. A tenth of the RMS is never exceeded but by the rounding of the element itself, even where eager has
-lost everything. Ints and bools must be equal.
+lost everything; s is the RMS, or a quarter of the largest element where that is more (a few outliers among many small numbers).
+Ints and bools must be equal.
 
 Eager's error is one draw from what that arithmetic makes, and sometimes a lucky one: a difference of two sums whose errors happen
 to cancel. When the bound above is not kept, the conditioning of the numbers is measured (``check_noise``), and twice a rounding
@@ -147,7 +148,8 @@ def _errors(
     counted = judged & (want != 0)
     counted = counted if bool(counted.any()) else judged
     rms = _rms(want[counted])
-    bounds = _bounds(got.dtype, rms, _eager_error(eager, want, judged, counted), noise)
+    largest = max(rms, float(want[judged].abs().max()) / 4)
+    bounds = _bounds(got.dtype, rms, largest, _eager_error(eager, want, judged, counted), noise)
     bound = bounds.max + eps * torch.where(judged, want, 0.0).abs()
     worst = int((error / bound).argmax())
     measure = Measure(quantity, float(error.flatten()[worst]), float(bound.flatten()[worst]), _rms(error[counted]), bounds.rms, rms)
@@ -160,15 +162,16 @@ def _errors(
     return measure, _located("value", quantity, message, dims, worst, got, want)
 
 
-def _bounds(dtype: torch.dtype, rms: float, eager: Floor, noise: Floor | None) -> Floor:
-    """The bounds of the RMS error and of the largest one, but for the rounding of the element itself."""
+def _bounds(dtype: torch.dtype, rms: float, largest: float, eager: Floor, noise: Floor | None) -> Floor:
+    """The bounds of the RMS error and of the largest one, but for the rounding of the element itself. A tenth of ``rms`` and of ``largest``
+    caps them."""
     info, floor = torch.finfo(dtype), FLOORS[dtype]
     smallest = info.smallest_normal * info.eps
     if noise is not None and info.eps * noise.rms >= LOST[dtype] * rms:
         return Floor(NOISY * info.eps * noise.rms + smallest, NOISY * info.eps * noise.max + smallest)
     drawn = Floor(0.0, 0.0) if noise is None else Floor(info.eps / 2 * noise.rms, info.eps / 2 * noise.max)
     rms_bound = min(max(EAGER_FACTOR * max(eager.rms, drawn.rms), floor.rms * rms), CAP * rms)
-    max_bound = min(max(EAGER_FACTOR * max(eager.max, drawn.max), floor.max * rms), CAP * rms)
+    max_bound = min(max(EAGER_FACTOR * max(eager.max, drawn.max), floor.max * rms), CAP * largest)
     return Floor(rms_bound + smallest, max_bound + smallest)
 
 

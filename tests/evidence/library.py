@@ -25,6 +25,13 @@ RECURRENT = tuple(
 )
 """Recurrences and short convolutions, fused whole in both directions."""
 
+EXPERTS = tuple(
+    "moe_swiglu moe_mixtral moe_qwen moe_skywork moe_switch moe_llama4 moe_deepseek moe_deepseek_v2 moe_expert_choice moe_capacity "
+    "moe_gpt_oss moe_relu moe_relu2 moe_rounded moe_top_p moe_null ds_moe_sparse ds_moe_dense sigma_moe lora_mixture switch_head "
+    "mixture_of_attention_heads multi_lora swiglu geglu reglu relu2_mlp cats ksparse bitlinear bitlinear_glu fake_quant".split()
+)
+"""Mixtures of experts and feed-forward layers, fused whole in both directions."""
+
 OTHERS = tuple(p.stem for p in sorted(SPECS.glob("*.weft")) if p.stem not in REQUIRED)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.evidence.library import OTHERS, REQUIRED, kernel
+from tests.evidence.library import EXPERTS, OTHERS, REQUIRED, kernel
 from weft.runtime.check import check_kernel, render
 
 
@@ -21,6 +21,13 @@ def test_required_kernels_in_half_precision(name: str) -> None:
     assert report.passed, render(report)
 
 
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_in_half_precision(name: str) -> None:
+    report = check_kernel(kernel(name), backend="c", dtypes=("bfloat16",), trials=1, quick=True, strict=True)
+    assert report.passed, render(report)
+    assert not report.reasons, f"{name} is not fused whole: {report.reasons}"
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_fused_kernels(name: str) -> None:
     report = check_kernel(kernel(name), backend="c", trials=1, quick=True)
@@ -30,7 +37,7 @@ def test_other_fused_kernels(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize("name", [*REQUIRED, *EXPERTS])
 def test_more_shapes(name: str) -> None:
     report = check_kernel(kernel(name), backend="c", dtypes=("float32", "float16", "bfloat16"), seed=1)
     assert report.passed, render(report)
