@@ -21,7 +21,8 @@ def blocks(path: Path) -> list[tuple[str, str]]:
 
 FOUND = [(f"{path.name}-{n}", language, text) for path in TEXTS for n, (language, text) in enumerate(blocks(path))]
 PROGRAMS = [pytest.param(text, id=name) for name, language, text in FOUND if language == "python"]
-SPECS = [pytest.param(text, id=name) for name, _, text in FOUND if re.search(r"^kernel \w+\(", text, re.MULTILINE)]
+WRITTEN = [(name, text) for name, language, text in FOUND if language != "python" and re.search(r"^kernel \w+\(", text, re.MULTILINE)]
+SPECS = [pytest.param(text, id=name) for name, text in WRITTEN]
 DUMPS = [pytest.param(text, id=name) for name, _, text in FOUND if re.match(r"\$ weft show \w+ --(what graph|after)", text)]
 
 
