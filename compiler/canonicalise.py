@@ -30,6 +30,8 @@ def _canonical(node: ir.Node, new: tuple[ir.Node, ...]) -> ir.Node:
             return _decay(*new)
         case ir.Pointwise(op="exp"):
             return _weight(new[0])
+        case ir.Pointwise(op="log") if isinstance(new[0], ir.Pointwise) and new[0].op == "expdiff":  # finite where the weight underflows
+            return algebra.sub(*new[0].args)
         case ir.Pointwise(op="mul" | "div" as op) if node.kind == "real":
             return algebra.product(algebra.factors(algebra.rebuild_pointwise(op, new)))
         case ir.Pointwise(op=op):

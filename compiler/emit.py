@@ -17,6 +17,7 @@ from .emit_values import Context, Scope, Tiling
 from .fit import crowded, demand
 from .online import Law, find_law
 from .plan import (
+    ROUTE,
     Accumulate,
     Begin,
     Compute,
@@ -146,7 +147,7 @@ class KernelBuilder(Sweeps):
             for s in sweeps
             for f in factors(s.x)
             for n in ir.topological([f])
-            if isinstance(n, ir.Input) and a not in n.axes and n.axes
+            if isinstance(n, ir.Input) and a not in n.axes and n.axes and not (n.axes[0].startswith(ROUTE) and n.kind == "int")
         }
         candidates = lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
         return pick_tiled(candidates, self.structure) if candidates else None
@@ -326,10 +327,10 @@ class KernelBuilder(Sweeps):
         carried: list[ir.Node] = []
         weight = ir.pointwise("expdiff", pivot.score, pivot.maximum)
         for basis in law.basis:
-            operand = product([weight, *factors(self._low(basis))])
-            if operand is weight:
-                carried.append(self._row_total(pivot, over, running))
+            if isinstance(basis, ir.Const):
+                carried.append(algebra.mul(basis, self._row_total(pivot, over, running)))
                 continue
+            operand = product([weight, *factors(self._low(basis))])
             name = self._result_name(s, "acc" if set(s.axes) & self.structure.whole else "row_acc")
             part = self._fresh(name, s.axes)
             running.append(Running(part, "sum", operand, condition, over, pivot))

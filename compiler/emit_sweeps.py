@@ -217,11 +217,11 @@ class Sweeps(Values):
             condition = conjunction([condition, self._in_range(self.rows)])
         rescale = r.pivot.rescale if r.pivot is not None else None
         parts = factors(operand) if r.op == "sum" else [operand]
-        weighted = False
+        weight: ir.Node | None = None
         if r.pivot is not None:
             plain = ir.pointwise("expdiff", under(r.pivot.score, known), r.pivot.maximum)
-            parts = [weights[id(r.pivot)] if f is plain else f for f in parts]
-            weighted = True
+            weight = weights[id(r.pivot)]
+            parts = [weight if f is plain else f for f in parts]
         if r.scatter is not None:
             self._scatter(r, product(parts), condition, full)
             return
@@ -229,7 +229,8 @@ class Sweeps(Values):
         one: ir.Node = ONE if r.carried.kind == "real" else ir.const(1)
         lhs = product(lhs_parts) if lhs_parts else one
         bare = not lhs_parts
-        test = condition if (not full or bare) and not (weighted and not bare) else None
+        zero_outside = weight in lhs_parts and all(f is weight or not set(r.over) & set(f.axes) for f in lhs_parts)
+        test = condition if (not full or bare) and not zero_outside else None
         if test is not None and test is not algebra.TRUE:
             identity = (
                 ir.const(IDENTITY[r.op])

@@ -26,9 +26,9 @@ MAX_TERMS = 4
 class Law:
     """``sum f`` for f = exp(score - L) * g(score - L, ...): what to add up at a pivot, and how the sums move with it.
 
-    D has one eigenvalue, -1: exp(d D) is exp(-d) times a polynomial in d. The exponential part is kept relative to the running maximum,
-    the polynomial part relative to 0, so that a tile only rescales. ``basis[r]`` is the operand of sum r without its exponential weight,
-    and ``moved(d)[r]`` are the coefficients of row r of that polynomial: sum f = exp(maximum - L) * sum_r moved(L)[0][r] * (sum r).
+    The exponential is kept relative to the running maximum and needs no derivative. The rest is a polynomial g of L, kept relative to 0, so
+    that a tile only rescales: F = (g, g', ...), and exp(d D) is a polynomial in d. ``basis[r]`` is the operand of sum r without its
+    exponential weight, and ``moved(d)[r]`` are the coefficients of row r: sum f = exp(maximum - L) * sum_r moved(L)[0][r] * (sum r).
     """
 
     score: ir.Node
@@ -84,7 +84,7 @@ def _mentions(node: ir.Node, unknown: set[ir.Node]) -> bool:
 
 
 def _polynomial_law(score: ir.Node, target: ir.Node, bound: ir.Node, free: ir.Node, unknown: set[ir.Node]) -> Law | None:
-    """The law where the weight comes with a function of ``target`` whose derivatives close."""
+    """The law where the weight comes with a polynomial of ``target``."""
     import sympy
 
     level = sympy.Symbol("L", real=True)
@@ -92,20 +92,18 @@ def _polynomial_law(score: ir.Node, target: ir.Node, bound: ir.Node, free: ir.No
     expression = _to_sympy(bound, atoms, unknown)
     if expression is None:
         return None
-    closed = _closure(sympy.exp(-level) * expression, level)
+    closed = _closure(expression, level)
     if closed is None:
         return None
     functions, matrix = closed
     shift = sympy.Symbol("d", real=True)
-    mover = (shift * matrix).exp() * sympy.exp(shift)
-    mover = mover.applyfunc(sympy.simplify)
+    mover = (shift * matrix).exp().applyfunc(sympy.simplify)
     if mover.has(sympy.exp):
         return None
     back = {symbol: node for node, symbol in atoms.items() if node is not target}
 
     def operand(function: Any) -> ir.Node:
-        plain = sympy.simplify(function * sympy.exp(level)).subs(level, 0)
-        return mul(_from_sympy(plain, back), free)
+        return mul(_from_sympy(function.subs(level, 0), back), free)
 
     def moved(d: ir.Node) -> tuple[tuple[ir.Node, ...], ...]:
         return tuple(tuple(_from_sympy(mover[r, c], {shift: d}) for c in range(mover.cols)) for r in range(mover.rows))
@@ -122,7 +120,7 @@ def _closure(function: Any, level: Any) -> tuple[list[Any], Any] | None:
     for _ in range(MAX_TERMS):
         following = sympy.expand(sympy.diff(functions[-1], level))
         unknowns = sympy.symbols(f"c0:{len(functions)}")
-        residue = sympy.expand((following - sum(c * f for c, f in zip(unknowns, functions, strict=True))) * sympy.exp(level))
+        residue = sympy.expand(following - sum(c * f for c, f in zip(unknowns, functions, strict=True)))
         others = sorted(residue.free_symbols - set(unknowns), key=str)
         try:
             equations = sympy.Poly(residue, *others).coeffs() if others else [residue]

@@ -22,7 +22,7 @@ from .fit import MOST_PRODUCTS, REGISTERS
 from .names import name_nodes
 from .outside import is_library, split_outside
 from .plan import ROUTE, Buffer, Dtype, Kernel, Library, Plan, divided
-from .products import is_matrix_product, makes_scores
+from .products import dense_mixtures, is_matrix_product, makes_scores
 from .recurrence import make_recurrences
 from .routed import needed_steps, plan_routed, routed_candidates, table_word
 from .routes import BLOCKS, Router, Routing, find_routings, push_reads
@@ -121,6 +121,13 @@ def _lower(lowered: Lowered) -> None:
             return
         refused = lowered.reasons
         _begin_again(lowered)
+    if not stepped.states and dense_mixtures(ir.topological(_canonical(stepped, constants).values())):
+        lowered.in_products = True
+        _plan_graph(lowered, stepped, constants, [])
+        if lowered.forward is not None:
+            return
+        lowered.in_products = False
+        _begin_again(lowered)
     if _plan_graph(lowered, stepped, constants, []) and not stepped.states:
         reasons = lowered.reasons
         _begin_again(lowered)
@@ -169,8 +176,11 @@ def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir
 
 def _routings(graph: ir.Graph, constants: dict[ir.Node, ir.Node], block: int) -> list[Routing]:
     """The routings of a graph."""
-    outputs = canonicalise({name: substitute(node, constants) for name, node in graph.outputs.items()})
-    return find_routings(outputs, ordered(graph.kernel).order, block)
+    return find_routings(_canonical(graph, constants), ordered(graph.kernel).order, block)
+
+
+def _canonical(graph: ir.Graph, constants: dict[ir.Node, ir.Node]) -> dict[str, ir.Node]:
+    return canonicalise({name: substitute(node, constants) for name, node in graph.outputs.items()})
 
 
 def _routed(lowered: Lowered, outputs: dict[str, ir.Node]) -> dict[str, ir.Node]:

@@ -59,11 +59,43 @@ def is_matrix_product(n: ir.Node) -> bool:
     return any(over & a & b and a - b - over and b - a - over for k, a in enumerate(parts) for b in parts[k + 1 :])
 
 
+def dense_mixtures(nodes: Iterable[ir.Node]) -> dict[ir.Node, frozenset[str]]:
+    """The products of rows with several matrices of weights, whose results meet other weights of as many matrices: experts that all tokens
+    use. For each the axes that only the weights have. Tiles of rows would go through every expert's matrix index by index."""
+    nodes = list(nodes)
+    found: dict[ir.Node, frozenset[str]] = {}
+    for n in nodes:
+        if isinstance(n, ir.Reduce) and is_matrix_product(n):
+            for f in factors(n.x):
+                others = {a for g in factors(n.x) if g is not f for a in g.axes}
+                own = set(f.axes) - others - set(n.over)
+                if isinstance(f, ir.Input) and len(own) > 1 and others - set(f.axes) - set(n.over):
+                    found[n] = frozenset(own)
+    if not found:
+        return found
+    met = {
+        made
+        for n in nodes
+        if isinstance(n, ir.Reduce) and n.op == "sum"
+        for f in factors(n.x)
+        if isinstance(f, ir.Input)
+        for g in factors(n.x)
+        for made in ir.topological([g])
+        if made in found and found[made] <= set(f.axes)
+    }
+    return {n: own for n, own in found.items() if n in met}
+
+
 def makes_scores(nodes: Iterable[ir.Node], hosts: list[set[str]]) -> bool:
     """Whether a graph makes scores of queries and keys, which no tensor has: they are normalised by a softmax, or their
-    positions are compared."""
+    positions are compared. Scores of the experts of a mixture are not such."""
+    nodes = list(nodes)
+    mixtures = dense_mixtures(nodes)
+    experts = frozenset().union(*mixtures.values())
     for n in nodes:
         match n:
+            case ir.Reduce(op="lse", over=over, x=x) if set(over) <= experts and not any(m in mixtures for m in ir.topological([x])):
+                continue
             case ir.Reduce(op="lse", x=x) if not any(set(x.axes) <= host for host in hosts):
                 return True
             case ir.Pointwise() if n.kind == "bool":
@@ -124,7 +156,8 @@ def shape_of(n: ir.Reduce, sort: Callable[[Iterable[str]], tuple[str, ...]], ext
         rows: str | None = pair
         grid = rest
     else:
-        rows = max(rest, key=lambda a: (extents.get(a, 0), rest.index(a))) if rest else None
+        parts = factors(n.x)
+        rows = max(rest, key=lambda a: (_sides(parts, a, columns) is not None, extents.get(a, 0), rest.index(a))) if rest else None
         grid = [*segments, *(a for a in rest if a != rows)]
     x = at_tile(n.x, pair, tables) if tables is not None and pair is not None and rows == pair else n.x
     fits = _sides(factors(x), rows, columns)

@@ -136,7 +136,7 @@ class Trial:
     @cached_property
     def _eager(self) -> tuple[Values, Choices]:
         _ = self._exact
-        with _rejecting(f"the reference raises in {self.dtype}"), watching(self.given) as choices:
+        with _rejecting(f"the reference raises in {self.dtype}"), watching(self.given) as choices, without_denormals():
             return self.reference(self.inputs, None), choices
 
     def adopt(self, kernels: Choices) -> list[Failure]:
@@ -319,6 +319,16 @@ def poisoned() -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def without_denormals() -> Iterator[None]:
+    """Numbers below the normal range of a dtype are 0 in eager PyTorch, as they are in kernels."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @contextlib.contextmanager

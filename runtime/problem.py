@@ -14,6 +14,7 @@ from torch import Tensor
 from ..compiler import ir
 from ..compiler.canonicalise import canonicalise
 from ..compiler.extents import bind_params, complete, shape
+from ..compiler.products import dense_mixtures
 from ..compiler.routes import find_routings
 from ..compiler.sampling import sample
 from ..dsl import typed
@@ -94,9 +95,11 @@ def _experts(graph: ir.Graph, role: Mapping[str, Role], chosen: Mapping[str, int
     """Axes of experts, which together have about ``usual.experts``, and of heads that an expert has."""
     if graph.states:
         return {}
-    routings = find_routings(canonicalise(graph.outputs), {})
+    outputs = canonicalise(graph.outputs)
+    routings = find_routings(outputs, {})
     tokens = {a for r in routings for a in r.tokens}
-    found: dict[str, int] = {}
+    dense = {a for own in dense_mixtures(ir.topological(outputs.values())).values() for a in own if role.get(a) == "sequence"}
+    found = dict.fromkeys(dense & chosen.keys(), usual.experts)
     for r in routings:
         selected = {a for n in ir.topological([r.condition]) if isinstance(n, ir.Select) for a in n.over}
         free = sorted((r.experts | selected) & chosen.keys() - tokens)
