@@ -60,30 +60,30 @@ def is_matrix_product(n: ir.Node) -> bool:
 
 
 def dense_mixtures(nodes: Iterable[ir.Node]) -> dict[ir.Node, frozenset[str]]:
-    """The products of rows with several matrices of weights, whose results meet other weights of as many matrices: experts that all tokens
-    use. For each the axes that only the weights have. Tiles of rows would go through every expert's matrix index by index."""
+    """The products of rows with several matrices of weights, whose results meet other weights of as many matrices and are mixed by what
+    each row makes of a matrix: experts that all tokens use. For each the axes that only the weights have. Tiles of rows would go
+    through every expert's matrix index by index. (Without a mixture it is attention to keys with two axes.)"""
     nodes = list(nodes)
     found: dict[ir.Node, frozenset[str]] = {}
     for n in nodes:
         if isinstance(n, ir.Reduce) and is_matrix_product(n):
             for f in factors(n.x):
-                others = {a for g in factors(n.x) if g is not f for a in g.axes}
-                own = set(f.axes) - others - set(n.over)
-                if isinstance(f, ir.Input) and len(own) > 1 and others - set(f.axes) - set(n.over):
-                    found[n] = frozenset(own)
-    if not found:
-        return found
-    met = {
-        made
-        for n in nodes
-        if isinstance(n, ir.Reduce) and n.op == "sum"
-        for f in factors(n.x)
-        if isinstance(f, ir.Input)
-        for g in factors(n.x)
-        for made in ir.topological([g])
-        if made in found and found[made] <= set(f.axes)
-    }
-    return {n: own for n, own in found.items() if n in met}
+                other = {a for g in factors(n.x) if g is not f for a in g.axes}
+                weights = set(f.axes) - other - set(n.over)
+                if isinstance(f, ir.Input) and len(weights) > 1 and other - set(f.axes) - set(n.over):
+                    found[n] = frozenset(weights)
+    met: set[ir.Node] = set()
+    mixed: set[ir.Node] = set()
+    for n in nodes if found else ():
+        if isinstance(n, ir.Reduce) and n.op == "sum":
+            parts = factors(n.x)
+            for g in parts:
+                for made in (m for m in ir.topological([g]) if m in found):
+                    own, rows = found[made], set(made.axes) - found[made]
+                    others = [set(f.axes) for f in parts if f is not g]
+                    met.update({made} if any(own <= set(f.axes) for f in parts if isinstance(f, ir.Input)) else ())
+                    mixed.update({made} if any(own & o and not own <= o and rows & o for o in others) else ())
+    return {n: own for n, own in found.items() if n in met & mixed}
 
 
 def makes_scores(nodes: Iterable[ir.Node], hosts: list[set[str]]) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+import weft
 from tests.evidence.library import kernel
 from tests.runtime.test_routed import both, close, drawn
 from weft.runtime.problem import Usual, pose
 
-NAMES = ("swiglu", "geglu", "reglu", "relu2_mlp", "cats", "bitlinear", "bitlinear_glu", "fake_quant")
+NAMES = ("swiglu", "geglu", "reglu", "relu2_mlp", "cats", "ksparse", "bitlinear", "bitlinear_glu", "fake_quant")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,3 +45,24 @@ def test_scores_are_never_stored() -> None:
         lowered = made.lowered("c", extents=extents)
         plans = [] if lowered.forward is None else [lowered.forward, lowered.backward(frozenset(lowered.differentiable))]
         assert not any({"i", "j"} <= set(b.axes) for plan in plans for b in plan.buffers.values()), name
+
+
+MIXED = """
+kernel mixed(x[t,d], r[n,d], w1[n,d,f], w2[n,f,e]) -> y[t,e]:
+    p = softmax[n](sum[d](x * r))
+    y = sum[n](p * sum[f](relu(sum[d](x * w1)) * w2))
+"""
+PLANE = """
+kernel plane(q[t,d], k[n,f,d], v[n,f,e]) -> y[t,e]:
+    y = sum[n,f](relu(sum[d](q * k)) * v)
+"""
+
+
+@pytest.mark.parametrize(("text", "products"), [(MIXED, True), (PLANE, False)])
+def test_experts_of_all_tokens_are_products_and_keys_of_two_axes_are_not(text: str, products: bool) -> None:
+    """Scores of a plane of keys look like hidden units of experts that nothing mixes, and are not stored."""
+    made = weft.loads(text)[text.split()[1].partition("(")[0]]
+    lowered = made.lowered("c", extents={"t": 100, "d": 16, "n": 8, "f": 24, "e": 16}, params={})
+    assert lowered.forward is not None
+    stored = any({"t", "n", "f"} <= set(b.axes) for b in lowered.forward.buffers.values())
+    assert stored == products
