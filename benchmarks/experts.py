@@ -5,7 +5,8 @@
 
 A layer of SwiGLU experts with normalised top-k weights, both directions, gradients of all inputs. ``sorted`` is PyTorch written by hand:
 tokens sorted by expert once, a loop over experts whose weights are unbound once, one addition into place. ``transformers`` is Mixtral's
-loop over experts, with weights of its own layout.
+loop over experts, with weights of its own layout. A last table has our layer alone, for all numbers of experts in turns: how its time grows
+with experts that a token does not use. It is measured first, before the others have scattered what is free of the memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from torch import Tensor
 from weft.runtime import bench
 from weft.runtime.library import find
 from weft.runtime.load import only_kernel
-from weft.runtime.problem import Usual, pose
+from weft.runtime.problem import Problem, Usual, pose
 
 FILE = Path(__file__).parent / "results" / "cpu_experts.json"
 out = Console(highlight=False)
@@ -94,7 +96,8 @@ def by_transformers(x: Inputs, k: int) -> Callable[[], Tensor] | None:
 def main(tokens: int, width: int, hidden: int, experts: Sequence[int], top: int, rounds: int, seed: int, path: Path) -> None:
     """Time the layer for each number of experts, and write the file."""
     kernel = only_kernel(find("moe_swiglu"))
-    results = []
+    compared: list[tuple[Problem, list[bench.Contender]]] = []
+    alone: list[bench.Contender] = []
     for count in experts:
         problem = pose(kernel.graph, {"t": tokens, "d": width, "f": hidden, "n": count}, {"k": top}, Usual())
         generator = torch.Generator().manual_seed(seed)
@@ -117,8 +120,14 @@ def main(tokens: int, width: int, hidden: int, experts: Sequence[int], top: int,
         loop = by_transformers(inputs, top)
         if loop is not None:
             entered.append(bench.Contender("transformers", loop, loop.leaves, True, expected))  # type: ignore[attr-defined]
-        results.append(bench.run("moe_swiglu", problem, entered, rounds, True, "float32"))
-        out.print(bench.table(results[-1]))
+        compared.append((problem, entered))
+        alone.append(replace(entered[0], name=f"n={count}"))
+    growth = bench.run("moe_swiglu", compared[0][0], alone, rounds, True, "float32")
+    results = [bench.run("moe_swiglu", problem, entered, rounds, True, "float32") for problem, entered in compared]
+    for result in results:
+        out.print(bench.table(result))
+    out.print(bench.table(growth, alone[0].name))
+    results.append(growth)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(bench.to_json(results, ["python", "-m", "benchmarks.experts", *sys.argv[1:]]), indent=1) + "\n", "utf-8")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from ..compiler import ir
-from ..compiler.plan import ONCE, Begin, Buffer, Load, Local, Loop, Statement, Store, inner_statements
+from ..compiler.plan import ONCE, ROUTE, Begin, Buffer, Load, Local, Loop, Statement, Store, inner_statements
 from .c_expressions import ORDER, PRIMARY, PRODUCT, SUM, Text, wrap
 from .c_library import template
 from .c_lowering import Alias, Clear, Diagonal, Product, Run, Step, Sweep, TileLoad
@@ -286,6 +286,12 @@ class KernelPrinter(Runs):
             f"{function}({target}, {tile_rows}, {tile.dims[-1]}, {tile.dims[-1]}, {source}, "
             f"{row_stride}, {self.stride(buffer, column)}, {rows}, {self.bound(column, False)});"
         )
+        if self.kernel.columns is not None and row is not None and not row.startswith(ROUTE) and not limits:
+            self.functions.add("prefetch_next")
+            self.put(
+                f"prefetch_next({source}, sizeof *({source}), {row_stride}, {self.stride(buffer, column)}, "
+                f"{rows}, {self.bound(column, False)});"
+            )
         for _ in outer:
             self.close()
 

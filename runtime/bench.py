@@ -142,18 +142,18 @@ def run(
     return Result(kernel, dtype, problem.extents, problem.params, rounds, tuple(timings.values()))
 
 
-def table(result: Result) -> Table:
-    """A result as a table for the terminal, times in milliseconds and how many times longer than weft's each is."""
+def table(result: Result, base: str = "weft") -> Table:
+    """A result as a table for the terminal, times in milliseconds and how many times longer than those of ``base`` each is."""
     from rich.table import Table
 
     sizes = " ".join(f"{a}={n}" for a, n in result.sizes.items())
     shown = Table(title=f"{result.kernel}, {result.dtype}, {sizes}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "forward ms", "x weft", "fwd+bwd ms", "x weft", "first call s", "error"):
+    for heading in ("", "forward ms", f"x {base}", "fwd+bwd ms", f"x {base}", "first call s", "error"):
         shown.add_column(heading, justify="left" if not heading else "right")
-    weft = next(t for t in result.timings if t.name == "weft")
+    one = next(t for t in result.timings if t.name == base)
     for t in result.timings:
         shown.add_row(
-            t.name, _ms(t.forward), _ratio(t.forward, weft.forward), _ms(t.both), _ratio(t.both, weft.both),
+            t.name, _ms(t.forward), _ratio(t.forward, one.forward), _ms(t.both), _ratio(t.both, one.both),
             f"{t.first:.2f}" if t.first else "", "" if t.error is None else f"{t.error:.0e}",
         )  # fmt: skip
     faults = [f"{t.name}: {t.fault}" for t in result.timings if t.fault]
