@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import weft
 from tests.evidence import library
 from weft.compiler import ir, plan
 from weft.compiler.fit import HELD_LIMIT, REGISTERS
@@ -48,9 +49,17 @@ def lowered(name: str, target: str, **sizes: int) -> Lowered:
     return found.lowered(target, dtype=torch.float16, extents=posed.extents, params=posed.params)
 
 
+PLANE = """
+kernel plane(x[t,d], w[n,d,f], v[n,f,d]) -> y[t,d]:
+    y = sum[n](sum[f](gelu(sum[d](x * w)) * v))
+"""
+
+
 def test_a_program_that_no_multiprocessor_holds_is_refused_with_a_reason() -> None:
-    assert lowered("ds_moe_dense", "c").forward is not None
-    refused = lowered("ds_moe_dense", "sm_90")
+    kernel = weft.loads(PLANE)["plane"]
+    sizes = {"t": 2048, "d": 64, "n": 32, "f": 64}
+    assert kernel.lowered("c", dtype=torch.float16, extents=sizes).forward is not None
+    refused = kernel.lowered("sm_90", dtype=torch.float16, extents=sizes)
     assert refused.forward is None
     assert any(f"a multiprocessor has {REGISTERS} registers" in reason for reason in refused.reasons), refused.reasons
 
