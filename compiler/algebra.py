@@ -22,6 +22,8 @@ TRUE = ir.const(True)
 FALSE = ir.const(False)
 INDEX_NODES = (ir.Position, ir.Const, ir.Size, ir.Pointwise)
 """What an expression of positions alone is made of."""
+EXTENT_NODES = (ir.Size, ir.Const, ir.Param, ir.Pointwise)
+"""What is the same for all positions."""
 MINUS_INFINITY = ir.const(float("-inf"))
 
 _births: ContextVar[dict[ir.Node, int]] = ContextVar("births")
@@ -353,9 +355,11 @@ def is_singular(factor: ir.Node) -> bool:
             continue
         seen.add(n)
         match n:
-            case ir.Pointwise(op="div", args=(_, below)) if not isinstance(below, ir.Const | ir.Size):
-                return True
-            case ir.Pointwise(op="log" | "rsqrt" | "pow"):
+            case ir.Pointwise(op="div", args=(above, below)) if all(isinstance(m, EXTENT_NODES) for m in ir.topological([below])):
+                stack.append(above)
+            case ir.Pointwise(op="pow", args=(base, ir.Const(value=exponent))) if exponent >= 0:
+                stack.append(base)
+            case ir.Pointwise(op="div" | "log" | "rsqrt" | "pow"):
                 return True
             case ir.Pointwise(args=args):
                 stack.extend(args)

@@ -141,7 +141,7 @@ class KernelBuilder(Sweeps):
         features = kept & self.structure.features
         if features and not self.context.loops_first:  # a program for every row of a tensor: what lies side by side is loaded together
             return self.structure.sort(features)[-1]
-        lacking = {
+        lacking = {  # tables of pairs lack every axis but theirs
             a
             for a in kept
             for s in sweeps

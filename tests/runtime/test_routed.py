@@ -21,7 +21,7 @@ ROUTED = {
     "moe_swiglu": {}, "moe_mixtral": {}, "moe_qwen": {}, "moe_skywork": {}, "moe_switch": {}, "moe_llama4": {}, "moe_deepseek": {},
     "moe_deepseek_v2": {}, "moe_expert_choice": {"capacity": 3}, "moe_capacity": {"capacity": 3}, "moe_gpt_oss": {"k": 2}, "moe_relu": {},
     "moe_relu2": {}, "moe_rounded": {"tile": 2}, "moe_top_p": {"mass": 0.5}, "ds_moe_sparse": {"threshold": 0.2}, "sigma_moe": {},
-    "lora_mixture": {}, "switch_head": {}, "mixture_of_attention_heads": {},
+    "lora_mixture": {}, "switch_head": {}, "mixture_of_attention_heads": {}, "moe_null": {},
 }  # fmt: skip
 """Fused whole in both directions, with params for small sizes."""
 
@@ -102,6 +102,36 @@ def test_sizes(t: int, n: int, k: int) -> None:
 def test_features_above_a_tile() -> None:
     for quantity, found, wanted in both(*swiglu(40, 3, 2, d=300, f=270)):
         close(quantity, found, wanted)
+
+
+@pytest.mark.parametrize("name", ["moe_swiglu", "moe_skywork", "moe_qwen"])
+def test_more_experts_than_a_tile_of_rows_keeps(name: str) -> None:
+    k = kernel(name)
+    extents = pose(k.graph, {"t": 30, "n": 300}, {"k": 3}, Usual(feature=20, heads=2)).extents
+    for quantity, found, wanted in both(k, drawn(k, extents), {"k": 3}):
+        close(quantity, found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"), [("moe_swiglu", "load"), ("moe_switch", "balance"), ("moe_switch", "z_loss"), ("ds_moe_dense", "loss")]
+)
+def test_gradients_of_an_auxiliary_loss_by_itself(name: str, loss: str) -> None:
+    """Beside the layer's own they would be too small for their errors to be seen."""
+    k = kernel(name)
+    inputs = drawn(k, pose(k.graph, {"t": 37, "n": 5}, {}, Usual(feature=20)).extents)
+    found = {}
+    for call, dtype in ((k, torch.float32), (k.reference, torch.float64)):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs.values()]
+        value = dict(zip(k.output_names, call(*leaves), strict=True))[loss]
+        weights = torch.linspace(1, 2, value.numel(), dtype=dtype).view(value.shape)
+        grads = torch.autograd.grad((value * weights).sum(), leaves, allow_unused=True)
+        found[dtype] = [value.detach(), *grads]
+    for quantity, a, b in zip((loss, *inputs), found[torch.float32], found[torch.float64], strict=True):
+        if b is None or not bool(b.any()):
+            assert a is None or not bool(a.any()), quantity
+        else:
+            assert a is not None
+            assert float((a.double() - b).abs().max()) < 1e-4 * float(b.pow(2).mean().sqrt()), quantity
 
 
 def test_no_tokens() -> None:
