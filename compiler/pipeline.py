@@ -86,6 +86,8 @@ class Lowered:
     """Whether matrix products are stored where tiles of rows could not hold their axes."""
     _known: dict[ir.Node, Buffer] = field(default_factory=dict)
     _gradient_nodes: dict[str, ir.Node] = field(default_factory=dict)
+    masks: list[ir.Node] = field(default_factory=list)
+    """The conditions of the sums of outputs: what they leave out is not read, while a derivative's 0 may well be multiplied."""
     _births: dict[ir.Node, int] = field(default_factory=dict)
     _backward: dict[frozenset[str], Plan] = field(default_factory=dict)
 
@@ -278,6 +280,8 @@ def _output_axes(lowered: Lowered, name: str) -> tuple[str, ...]:
 
 def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     """The forward plan, with what the backward of all inputs will read saved."""
+    conditions = [n.where for n in ir.topological(outputs.values()) if isinstance(n, ir.Reduce)]
+    lowered.masks = list(dict.fromkeys(c for condition in conditions for c in algebra.conjuncts(condition)))
     structure = analyse(lowered.graph.kernel, outputs, outputs, dict(lowered.hints.extents))
     sweeps: list[ir.Node] = [n for n in ir.topological(outputs.values()) if structure.is_sweep(n)]
     layout = {n: structure.sort(n.axes) for n in sweeps}
@@ -421,6 +425,13 @@ class Work:
     """Axes of the steps of recurrences and of the tokens of routings, which no tile keeps whole."""
     wanted: dict[str, ir.Node] = field(default_factory=dict)
     """What is to be stored, by buffer, as the graph had it before anything was planned."""
+    masks: list[ir.Node] = field(default_factory=list)
+    """The conditions of the spec's own sums, as what has been planned so far made them."""
+
+    def became(self, left: dict[str, ir.Node], replaced: dict[ir.Node, ir.Node]) -> dict[str, ir.Node]:
+        """What is left to plan, some of its nodes being tensors now."""
+        self.masks = [substitute(c, replaced) for c in self.masks]
+        return {name: substitute(n, replaced) for name, n in left.items()}
 
     def temporaries(self) -> int:
         return sum(b.role == "temporary" for b in self.buffers.values())

@@ -216,9 +216,9 @@ def _is_costly(n: ir.Node) -> bool:
     return any(m.op not in PLAIN for m in made)
 
 
-def core_of(n: ir.Reduce, own: frozenset[str]) -> tuple[ir.Node, list[ir.Node], ir.Node | None] | None:
-    """The part of a product's operand that has the axes of a kernel's results, with the conditions that have; the other factors, and the
-    other conditions."""
+def core_of(n: ir.Reduce, own: frozenset[str]) -> tuple[ir.Node, list[ir.Node], list[ir.Node], ir.Node | None] | None:
+    """The part of a product's operand that has the axes of a kernel's results, with the conditions that have; the other factors, these
+    conditions, and the others."""
     parts = factors(n.x)
     wide = [f for f in parts if frozenset(f.axes) == own]
     conditions = [c for c in conjuncts(n.where) if frozenset(c.axes) == own and not is_bound(c)]
@@ -226,7 +226,7 @@ def core_of(n: ir.Reduce, own: frozenset[str]) -> tuple[ir.Node, list[ir.Node], 
         return None
     rest = [f for f in parts if f not in wide]
     left = algebra.optional(conjunction(c for c in conjuncts(n.where) if c not in conditions))
-    return algebra.where(conjunction(conditions), product(wide), ZERO), rest, left
+    return algebra.where(conjunction(conditions), product(wide), ZERO), rest, conditions, left
 
 
 def is_bound(condition: ir.Node) -> bool:
@@ -240,8 +240,10 @@ def choose_stores(
     shape: Shape,
     storable: Callable[[Iterable[str]], bool],
     fresh: Callable[[ir.Node], str],
+    masks: set[ir.Node],
 ) -> tuple[Made, dict[ir.Node, ir.Node]]:
-    """What a kernel with these sums stores, and what becomes of the graph's nodes: inputs under the names of their buffers."""
+    """What a kernel with these sums stores, and what becomes of the graph's nodes: inputs under the names of their buffers. Where a stored
+    operand is 0 by one of the ``masks``, that is stored as well: the other operand is not to be read there."""
     made = Made()
     replaced: dict[ir.Node, ir.Node] = {}
     known: set[ir.Node] = set(sums)
@@ -277,9 +279,10 @@ def choose_stores(
             continue
         found = core_of(n, own)
         if found is not None and is_ready(found[0], known) and (_depends(found[0], known) or _is_costly(found[0])):
-            core, rest, condition = found
+            core, rest, conditions, condition = found
             if core not in known:
-                rewritten[n] = reduce_sum(n.over, product([*rest, keep(core)]), condition)
+                kept = [c if isinstance(c, LEAVES) else keep(c) for c in conditions if c in masks]
+                rewritten[n] = reduce_sum(n.over, product([*rest, keep(core)]), conjunction([condition, *kept]))
     everything = replaced | {n: substitute(new, replaced) for n, new in rewritten.items()}
     for n in ir.topological([substitute(n, everything) for n in left.values()]):
         if n in known and n not in replaced:

@@ -117,7 +117,8 @@ def plan_routed(work: Work, left: dict[str, ir.Node], known: Mapping[ir.Node, Bu
     for n in ir.topological(left.values()):
         if isinstance(n, ir.Table):
             replaced[n] = tables[n.route].reserve(n.name)
-    left = {name: substitute(n, replaced) for name, n in left.items()}
+    work.masks = list(work.lowered.masks)
+    left = work.became(left, replaced)
     for r in routings:
         table = tables[r.route]
         if table.waiting or work.direction == "forward":
@@ -213,7 +214,7 @@ def _store_operands(work: Work, left: dict[str, ir.Node]) -> dict[str, ir.Node] 
                 break
     if not cores:
         return None
-    return _store(work, {name: substitute(n, rewritten) for name, n in left.items()}, list(cores))
+    return _store(work, work.became(left, rewritten), list(cores))
 
 
 def _inner(n: ir.Node) -> list[ir.Node]:
@@ -251,7 +252,7 @@ def _store(work: Work, left: dict[str, ir.Node], nodes: list[ir.Node]) -> dict[s
         names[name] = n
         replaced[n] = ir.make(ir.Input, n.axes, n.kind, name)
     work.kernels += plan_rows(work, names, {}, names)
-    return {name: substitute(n, replaced) for name, n in left.items()}
+    return work.became(left, replaced)
 
 
 def _dtype(n: ir.Node) -> Dtype:
@@ -271,7 +272,7 @@ def _plan_library(work: Work, left: dict[str, ir.Node], step: ir.Node) -> dict[s
         work.buffers[name] = Buffer(name, work.order(step.axes), _dtype(step), "temporary")
     work.library.append(Library(len(work.kernels), step, name))
     replaced: dict[ir.Node, ir.Node] = {step: ir.make(ir.Input, step.axes, step.kind, name)}
-    return {b: substitute(n, replaced) for b, n in left.items()}
+    return work.became(left, replaced)
 
 
 def _plan_products(work: Work, left: dict[str, ir.Node], step: ir.Reduce, tables: dict[ir.Node, RouteTables]) -> dict[str, ir.Node]:
@@ -293,17 +294,18 @@ def _plan_products(work: Work, left: dict[str, ir.Node], step: ir.Reduce, tables
         work.buffers[name] = Buffer(name, work.order(n.axes), "float32", "temporary")
         return name
 
-    made, replaced = choose_stores(left, sums, shape, work.storable, fresh)
+    made, replaced = choose_stores(left, sums, shape, work.storable, fresh, set(work.masks))
     for name in taken:
         n = made.stores.get(name) or made.totals[name]
         feature = not tables or any(shape.columns in t.routing.features for t in tables.values())
         wide = feature and shape.columns in n.axes and len(n.axes) > 1
-        work.buffers[name] = Buffer(name, work.order(n.axes), "input" if wide else "float32", "temporary")
+        dtype: Dtype = _dtype(n) if n.kind != "real" else "input" if wide else "float32"
+        work.buffers[name] = Buffer(name, work.order(n.axes), dtype, "temporary")
     builder = ProductBuilder(work.context(), shape, sums, made, table)
     written = "_".join([*made.stores, *made.totals])
     name = f"{work.direction}_{written}" if len(written) < 60 else f"{work.direction}_{next(iter([*made.stores, *made.totals]))}_and_others"
     work.kernels.append(builder.build(work.unused(name), _note(shape)))
-    return {b: substitute(n, replaced) for b, n in left.items()}
+    return work.became(left, replaced)
 
 
 def _tables_of(n: ir.Reduce, tables: dict[ir.Node, RouteTables]) -> RouteTables | None:

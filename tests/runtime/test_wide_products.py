@@ -66,3 +66,16 @@ def test_experts_of_all_tokens_are_products_and_keys_of_two_axes_are_not(text: s
     assert lowered.forward is not None
     stored = any({"t", "n", "f"} <= set(b.axes) for b in lowered.forward.buffers.values())
     assert stored == products
+
+
+def test_weights_of_units_that_no_token_keeps_are_not_read() -> None:
+    """NaN in them changes nothing, forward and backward: they are masked."""
+    made = kernel("cats")
+    torch.manual_seed(0)
+    t, d, f = 5, 300, 270
+    x, gate, up, down = torch.randn(t, d), torch.randn(d, f) / 17, torch.randn(d, f) / 17, torch.randn(f, d)
+    gate[:, 7] = 0
+    up[:, 7] = down[7] = torch.nan
+    for quantity, found, wanted in both(made, {"x": x, "w_gate": gate, "w_up": up, "w_down": down}, {"threshold": 0.1}):
+        assert bool(wanted.isfinite().all()), quantity
+        close(quantity, found, wanted)
