@@ -81,8 +81,10 @@ def dense_mixtures(nodes: Iterable[ir.Node]) -> dict[ir.Node, frozenset[str]]:
                 for made in (m for m in ir.topological([g]) if m in found):
                     own, rows = found[made], set(made.axes) - found[made]
                     others = [set(f.axes) for f in parts if f is not g]
-                    met.update({made} if any(own <= set(f.axes) for f in parts if isinstance(f, ir.Input)) else ())
-                    mixed.update({made} if any(own & o and not own <= o and rows & o for o in others) else ())
+                    if any(own <= set(f.axes) for f in parts if isinstance(f, ir.Input)):
+                        met.add(made)
+                    if any(own & o and not own <= o and rows & o for o in others):
+                        mixed.add(made)
     return {n: own for n, own in found.items() if n in met & mixed}
 
 

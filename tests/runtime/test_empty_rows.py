@@ -1,4 +1,4 @@
-"""What stands in front of a sum over nothing is not read: 0 / 0 of a row without keys is 0, as the sum is."""
+"""What is masked is not read: nor what stands in front of a sum over nothing, such as the 0 / 0 of a row without keys, whose sum is 0."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ BEFORE = """
 kernel before(q[i,d], k[j,d], v[j,e]) -> y[i,e]:
     mask j < i
     y = sum[j](log(i) * sigmoid(sum[d](q * k)) * v)
+"""
+GATED = """
+kernel gated(q[i,d], k[j,d], g[j], v[j,e], pad[i,j]: bool) -> y[i,e], z[i]:
+    mask pad
+    p = softmax[j](sum[d](q * k))
+    y = sum[j](p * g * v)
+    z = sum[j](p * g)
+"""
+ENTROPY = """
+kernel entropy(q[i,d], k[j,d]) -> h[i]:
+    p = softmax[j](sum[d](q * k))
+    h = -sum[j](p * log(p))
 """
 
 
@@ -86,3 +98,31 @@ def test_nan_in_a_dropped_token_changes_nothing(n: int, k: int, capacity: int) -
     )
     assert bool((y[5] == 0).all() and (d_x[5] == 0).all())
     assert all(bool(g.isfinite().all()) for g in others)
+
+
+def test_a_factor_of_a_masked_key() -> None:
+    """Beside the weight of a softmax, which is 0 there."""
+    torch.manual_seed(0)
+    pad = torch.rand(5, 6) < 0.7
+    pad[:, 3] = False
+    g, v = torch.randn(6), torch.randn(6, 3)
+    g[3] = torch.nan
+    v[3] = torch.inf
+    kernel = weft.loads(GATED)["gated"]
+    inputs = (torch.randn(5, 4), torch.randn(6, 4), g, v, pad)
+    got, want = (kernel(*inputs, backend=backend) for backend in ("c", "reference"))
+    for a, b in zip(got, want, strict=True):
+        assert bool(b.isfinite().all())
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    ours, theirs = (pulled(kernel, backend, *inputs)[1:3] for backend in ("c", "reference"))  # of q and k
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_entropies_of_large_scores_keep_their_digits() -> None:
+    """Scores of 300 that differ by 1: all that is lost is what float32 loses of a score."""
+    torch.manual_seed(0)
+    kernel = weft.loads(ENTROPY)["entropy"]
+    q, k = torch.ones(4, 1), 300 + torch.randn(50, 1)
+    wanted = kernel.reference(q.double(), k.double())
+    assert float((kernel(q, k, strict=True).double() - wanted).abs().max()) < 1e-3

@@ -71,6 +71,15 @@ def test_fused_on_both_backends(name: str) -> None:
             assert not any(ATTENTION.get(name, ("?",)) == tuple(b.axes) for b in plan.buffers.values()), "scores are stored"
 
 
+def test_attention_of_routed_queries_goes_by_tiles_of_pairs() -> None:
+    k = kernel("mixture_of_attention_heads")
+    problem = pose(k.graph, {}, {}, Usual(length=512))
+    forward = k.lowered("c", extents=problem.extents, params=problem.params).forward
+    assert forward is not None
+    attention = [found for found in forward.kernels if "sweeps j" in found.note]
+    assert attention and all(found.rows == "route.pair" for found in attention)
+
+
 @pytest.mark.parametrize("tokens", [1, 37])
 @pytest.mark.parametrize("name", ROUTED)
 def test_agrees_with_float64(name: str, tokens: int) -> None:
