@@ -8,11 +8,23 @@ registers with 4 warps, and spills with 8. In float32 NVIDIA's tensor cores are 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..compiler.fit import REGISTERS
 
-AGAINST_SPILLS = ((8, 2), (16, 2), (4, 1), (8, 1))
-"""Warps and stages to try, in order, where a kernel spills with those of the table. One stage loads no tile ahead, so it comes last; 32
-warps leave 64 registers to a thread and help no kernel."""
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a kernel is launched: Triton's ``num_warps`` and ``num_stages``, and whether ``maxnreg`` says what a thread may have."""
+
+    warps: int
+    stages: int
+    limited: bool = True
+
+
+AGAINST_SPILLS = (Launch(8, 2), Launch(16, 2), Launch(4, 1), Launch(8, 1), Launch(8, 1, limited=False))
+"""What to try, in order, where a kernel spills with the options of the table. One stage loads no tile ahead, so it comes last; 32 warps
+leave 64 registers to a thread and help no kernel. Without a limit the assembler makes other choices, which are seldom better."""
 
 
 def register_limit(warps: int) -> int:
@@ -23,11 +35,11 @@ def register_limit(warps: int) -> int:
     return min(255, REGISTERS // (32 * warps))
 
 
-def launch_options(widest: int, target: str) -> tuple[int, int]:
-    """``num_warps`` and ``num_stages`` of a kernel whose widest row, padded, has ``widest`` elements.
+def launch_options(widest: int, target: str) -> Launch:
+    """The usual options of a kernel whose widest row, padded, has ``widest`` elements.
 
     Two stages are enough to load a tile while the one before is multiplied; a third one costs shared memory that a second
     program on the same multiprocessor makes better use of.
     """
     warps = 8 if widest > 64 and target != "gfx942" else 4
-    return warps, 2
+    return Launch(warps, 2, limited=target.startswith("sm_"))

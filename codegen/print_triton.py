@@ -23,6 +23,8 @@ from .triton_kernel import KernelPrinter, PrintedKernel
 if TYPE_CHECKING:
     import jinja2
 
+    from .gpu_blocks import Launch
+
 RESERVED = frozenset({*keyword.kwlist, *HELPERS, "tl", "triton", "range", "float", "tensors", "strides", "extents", "origins", "params"})
 
 
@@ -31,10 +33,10 @@ def print_triton(
     spec: Specialization,
     spec_text: str = "",
     target: str = "sm_80",
-    launches: Mapping[str, tuple[int, int]] | None = None,
+    launches: Mapping[str, Launch] | None = None,
 ) -> Module:
-    """The Triton source of a plan. ``target`` chooses launch options, but for kernels whose warps and stages are in
-    ``launches``; the source runs on any GPU.
+    """The Triton source of a plan. ``target`` chooses launch options, but for kernels that ``launches`` has others
+    for; the source runs on any GPU.
 
     Raises ``UnprintablePlan`` for what no GPU plan has: an accumulator in memory, or an axis that no loop or grid fixes.
     """

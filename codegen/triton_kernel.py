@@ -10,7 +10,7 @@ from typing import assert_never
 
 from ..compiler import ir
 from ..compiler import plan as plans
-from .gpu_blocks import launch_options, register_limit
+from .gpu_blocks import Launch, launch_options, register_limit
 from .source import Specialization
 from .triton_expressions import (
     AND,
@@ -74,9 +74,9 @@ class KernelPrinter:
         node_names: Mapping[ir.Node, str],
         spec_lines: Sequence[str],
         target: str,
-        launch: tuple[int, int] | None = None,
+        launch: Launch | None = None,
     ) -> None:
-        """``launch``: warps and stages in place of those of the table."""
+        """``launch``: options in place of those of the table."""
         if kernel.owner:
             raise UnprintablePlan(f"kernel {kernel.name} owns memory that it adds to in place: a plan for a CPU")
         self._plan = plan
@@ -920,9 +920,9 @@ class KernelPrinter:
         return lines, constants | self._launch_options()
 
     def _launch_options(self) -> dict[str, int | bool]:
-        warps, stages = self._launch_given or launch_options(self._width(), self._target)
-        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-        return options | ({"maxnreg": register_limit(warps)} if self._target.startswith("sm_") else {})
+        launch = self._launch_given or launch_options(self._width(), self._target)
+        options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
+        return options | ({"maxnreg": register_limit(launch.warps)} if launch.limited else {})
 
     def _width(self) -> int:
         """Elements of the widest row that a tile has."""

@@ -62,14 +62,15 @@ def build_kernel(context: Context, group: Group, name: str, extra: Group | None 
 
 
 def _smallest(context: Context, group: Group, name: str, extra: Group | None) -> Kernel:
-    """The kernel with the first tiling that is not crowded, or else the last one."""
+    """The kernel with the first tiling that is not crowded, or else the last one; with a finer one where that is asked for."""
     for tiling in context.tilings(demand(group, context.structure, context.stored, context.extents)):
         if tiling.rows is None and not group.sweeps:
             continue
         kernel = KernelBuilder(context, group, name, tiling, extra).build()
         if not crowded(kernel, context.extents):
             break
-    return kernel
+    finer = tiling.finer()[: dict(context.refinement.finer).get(name, 0)]
+    return KernelBuilder(context, group, name, finer[-1], extra).build() if finer else kernel
 
 
 def _spread(context: Context, group: Group) -> tuple[Context, Group] | None:

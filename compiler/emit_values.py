@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import algebra, ir
 from .algebra import ONE, ZERO, factors, product, substitute
-from .plan import Compute, Contract, Edge, Fold, Index, Load, Local, Origin, Rename, Statement, index, origin
+from .plan import USUAL, Compute, Contract, Edge, Fold, Index, Load, Local, Origin, Refinement, Rename, Statement, index, origin
 from .structure import operand_axes, scatter_axis
 from .tasks import NotFused
 
@@ -37,6 +37,17 @@ class Tiling:
     rows: int | None
     swept: int
 
+    def finer(self) -> list[Tiling]:
+        """Half of it and so on, down to the least that matrix products take; the longer side is halved."""
+        found, rows, swept = list[Tiling](), self.rows, self.swept
+        while max(rows or 0, swept) > 16:
+            if rows is not None and rows >= swept:
+                rows //= 2
+            else:
+                swept //= 2
+            found.append(Tiling(rows, swept))
+        return found
+
 
 @dataclass(slots=True)
 class Context:
@@ -57,6 +68,7 @@ class Context:
     names: dict[ir.Node, str]
     registers: int | None = None
     """What a program may hold, where that is registers and not memory."""
+    refinement: Refinement = USUAL
 
 
 class Values:

@@ -21,7 +21,7 @@ from .exchange import exchange_contractions, split_sums
 from .fit import MOST_PRODUCTS, REGISTERS
 from .names import name_nodes
 from .outside import is_library, split_outside
-from .plan import ROUTE, Buffer, Dtype, Kernel, Library, Plan, divided
+from .plan import ROUTE, USUAL, Buffer, Dtype, Kernel, Library, Plan, Refinement, divided
 from .products import dense_mixtures, is_matrix_product, makes_scores
 from .recurrence import make_recurrences
 from .routed import needed_steps, plan_routed, routed_candidates, table_word
@@ -366,6 +366,7 @@ def _plan(
     known: Mapping[ir.Node, Buffer],
     direction: str,
     saved: Mapping[str, Buffer] | None = None,
+    refinement: Refinement = USUAL,
 ) -> Plan:
     """Nodes (by buffer) -> a plan: rows before each recurrence, its steps, and rows after the last."""
     assert lowered.fused is not None
@@ -374,7 +375,7 @@ def _plan(
     time = time.union(*(r.tokens | {r.pair} for r in lowered.routings))
     if lowered.in_products:
         time |= {a for a, extent in lowered.hints.extents if extent > WHOLE_LIMIT}
-    work = Work(lowered, direction, _buffers(lowered, outputs, known, direction, saved or {}), time=time)
+    work = Work(lowered, direction, _buffers(lowered, outputs, known, direction, saved or {}), time=time, refinement=refinement)
     stored: dict[ir.Node, ir.Node] = {n: _stored_as(n, b) for n, b in known.items() if isinstance(n, ir.Result)}
     left = {name: substitute(node, stored) for name, node in outputs.items()}
     plain = {n: b for n, b in known.items() if not isinstance(n, ir.Result)}
@@ -404,6 +405,12 @@ def _plan(
     )
     verify(plan)
     name_nodes(plan, lowered.fused)
+
+    def refined(otherwise: Refinement) -> Plan:
+        with algebra.births(lowered._births):
+            return _plan(lowered, outputs, known, direction, saved, otherwise)
+
+    plan.refined = refined
     return plan
 
 
@@ -427,6 +434,7 @@ class Work:
     """What is to be stored, by buffer, as the graph had it before anything was planned."""
     masks: list[ir.Node] = field(default_factory=list)
     """The conditions of the spec's own sums, as what has been planned so far made them."""
+    refinement: Refinement = USUAL
 
     def became(self, left: dict[str, ir.Node], replaced: dict[ir.Node, ir.Node]) -> dict[str, ir.Node]:
         """What is left to plan, some of its nodes being tensors now."""
@@ -459,7 +467,7 @@ class Work:
 
     def context(self) -> Context:
         """What builders of kernels share, where all that they read is in memory."""
-        return _context(self.lowered, ordered(self.lowered.graph.kernel), {}, self.buffers)
+        return _context(self.lowered, ordered(self.lowered.graph.kernel), {}, self.buffers, self.refinement)
 
 
 def _storable(lowered: Lowered, axes: Iterable[str]) -> bool:
@@ -528,7 +536,7 @@ def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], 
         work.buffers[name] = Buffer(name, (*programs, replay_axis(body), *body.along[1:], *held_axes), "float32", "temporary")
     check_tiles(found, order.whole, extents, lowered.target.backend)
     again = frozenset() if lowered.target.backend == "c" else loaded_again(found, order.whole, extents)
-    context = _context(lowered, order, held, work.buffers)
+    context = _context(lowered, order, held, work.buffers, work.refinement)
     written = "_".join(b for names in places.values() for b in names)
     name = f"{work.direction}_{written}" if len(written) < 60 else f"{work.direction}_steps_of_{'_'.join(c.name for c in body.states)}"
     note = f"steps of {', '.join(c.name for c in body.states)} along {', '.join(body.along)}"
@@ -625,7 +633,7 @@ def plan_rows(
             buffers[task.buffer] = Buffer(task.buffer, axes, _temporary_dtype(lowered, task, structure), "temporary")
     groups = group_tasks(tasks, structure)
     stored = {n: b.name for n, b in known.items()} | {t.node: t.buffer for t in tasks if not isinstance(t.node, ir.Input)}
-    context = _context(lowered, structure, stored, buffers)
+    context = _context(lowered, structure, stored, buffers, work.refinement)
     units: list[tuple[Group, Group | None]] = pair_owned(groups, context) if owns else [(g, None) for g in groups]
     along = {t.node for _, extra in units if extra is not None for t in extra.tasks}
     if separated - along:  # not taken along: they would only be stored and read
@@ -696,7 +704,9 @@ def _buffers(
     return buffers
 
 
-def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str], buffers: dict[str, Buffer]) -> Context:
+def _context(
+    lowered: Lowered, structure: Structure, stored: dict[ir.Node, str], buffers: dict[str, Buffer], refinement: Refinement
+) -> Context:
     from .blocks import Demand, block_of, blocks_for
 
     extents = dict(lowered.hints.extents)
@@ -716,8 +726,8 @@ def _context(lowered: Lowered, structure: Structure, stored: dict[ir.Node, str],
 
     layout = {name: b.axes for name, b in buffers.items()}
     assert lowered.fused is not None
-    on_cpu = lowered.target.backend == "c"
-    return Context(structure, stored, layout, tilings, block, extents, on_cpu, lowered.fused.names, None if on_cpu else REGISTERS)
+    registers = None if lowered.target.backend == "c" else REGISTERS
+    return Context(structure, stored, layout, tilings, block, extents, registers is None, lowered.fused.names, registers, refinement)
 
 
 def _kernels(units: list[tuple[Group, Group | None]], context: Context, direction: str) -> list[Kernel]:
@@ -728,12 +738,14 @@ def _kernels_of(group: Group, extra: Group | None, context: Context, direction: 
     """One kernel for all tasks of a group; for each half, or each task, where no program of a GPU can hold that."""
     written = "_".join(b for t in (*group.tasks, *(extra.tasks if extra else ())) for b in (t.buffer, *t.also))
     name = f"{direction}_{written}" if len(written) < 60 else f"{direction}_{group.tasks[0].buffer}_and_{len(group.tasks) - 1}_more"
+    name = name.replace(".", "_")
     products = sum(len(factors(s.x)) > 1 for s in group.sweeps)
-    if context.registers is not None and products > MOST_PRODUCTS and len(group.tasks) > 1 and extra is None:
+    crowded = (context.registers is not None and products > MOST_PRODUCTS) or name in context.refinement.apart
+    if crowded and len(group.tasks) > 1 and extra is None:
         half = len(group.tasks) // 2
         return [k for part in (group.tasks[:half], group.tasks[half:]) for k in _kernels_of(Group(part), None, context, direction)]
     try:
-        return [build_kernel(context, group, name.replace(".", "_"), extra)]
+        return [build_kernel(context, group, name, extra)]
     except NotFused:
         if len(group.tasks) < 2 or extra is not None:
             raise

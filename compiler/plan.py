@@ -278,6 +278,19 @@ class Library:
     buffer: str
 
 
+@dataclass(frozen=True, slots=True)
+class Refinement:
+    """What a plan is to do otherwise, by name of a kernel: ``finer`` says how many tilings finer than the usual one it has, and those of
+    ``apart`` become one for each half of their results."""
+
+    finer: tuple[tuple[str, int], ...] = ()
+    apart: frozenset[str] = frozenset()
+
+
+USUAL = Refinement()
+"""Everything as the tables have it."""
+
+
 @dataclass(slots=True)
 class Plan:
     """Kernels in order of launch, with the tensors that they read and write.
@@ -295,6 +308,8 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     derived: dict[str, ir.Node] = field(default_factory=dict)
     library: list[Library] = field(default_factory=list)
+    refined: Callable[[Refinement], Plan] | None = field(default=None, repr=False, compare=False)
+    """Makes the plan again, some kernels otherwise."""
 
     def __str__(self) -> str:
         from .show_plan import show_plan

@@ -76,12 +76,9 @@ def _print(target: str, plan: Plan, specialization: Specialization, kernel: Kern
         from ..codegen.print_c import print_c
 
         return print_c(plan, specialization, kernel.spec.text, Path(kernel.spec.filename).name, __version__)
-    from ..codegen.print_triton import print_triton
-    from .spills import launches_against_spills
+    from .spills import print_fitted
 
-    module = print_triton(plan, specialization, kernel.spec.text, target)
-    launches = launches_against_spills(module, specialization, target)
-    return print_triton(plan, specialization, kernel.spec.text, target, launches) if launches else module
+    return print_fitted(plan, specialization, kernel.spec.text, target)
 
 
 def source_file(record: ProgramRecord) -> Path:

@@ -18,6 +18,9 @@ Eager's error is one draw from what that arithmetic makes, and sometimes a lucky
 to cancel. When the bound above is not kept, the conditioning of the numbers is measured (``check_noise``), and twice a rounding
 error (eps) times the amplification of rounding errors counts like twice eager's error, with the same cap.
 
+Where this is not enough either and the spec rounds to whole numbers, what the roundings that are undecided in float32 change in an
+element is no error (``check_rounding``).
+
 Some numbers have no digits to ask for: the gradient of a softmax over one key is analytically 0 and comes out as rounding
 noise. Where eps times the amplification is ``LOST[dtype]`` of the RMS or more, ``NOISY * eps * amplification`` is the bound.
 
@@ -58,12 +61,19 @@ NOISY = 16.0
 
 
 def compare(
-    quantity: str, dims: Sequence[str], got: Tensor | None, want: Tensor, eager: Tensor | None, noise: Callable[[], Floor] | None = None
+    quantity: str,
+    dims: Sequence[str],
+    got: Tensor | None,
+    want: Tensor,
+    eager: Tensor | None,
+    noise: Callable[[], Floor] | None = None,
+    steps: Callable[[], Tensor | None] | None = None,
 ) -> tuple[Measure | None, Failure | None]:
     """The errors of ``got`` against ``want`` (float64, or exact ints), and what is wrong with it.
 
     ``eager`` is what PyTorch makes of it at the same precision, with the dtype and shape that ``got`` must have. A
-    gradient that is None counts as zeros. ``noise`` is called only where the plain bound is not kept.
+    gradient that is None counts as zeros. ``noise`` is called only where the plain bound is not kept, and ``steps``, of the shape of
+    ``want``, where that is not enough.
     """
     if got is None:
         if eager is None or not bool((want != 0).any()):
@@ -83,7 +93,11 @@ def compare(
     judged = want.isfinite() & ~beyond
     measure, failure = _errors(quantity, dims, got, want, eager, judged, None)
     if failure is not None and noise is not None:
-        measure, failure = _errors(quantity, dims, got, want, eager, judged, noise())
+        floor = noise()
+        measure, failure = _errors(quantity, dims, got, want, eager, judged, floor)
+        allowed = steps() if failure is not None and steps is not None else None
+        if allowed is not None:
+            measure, failure = _errors(quantity, dims, got, want, eager, judged, floor, allowed)
     return measure, failure
 
 
@@ -138,13 +152,21 @@ def _pattern(quantity: str, dims: Sequence[str], got: Tensor, want: Tensor, beyo
 
 
 def _errors(
-    quantity: str, dims: Sequence[str], got: Tensor, want: Tensor, eager: Tensor, judged: Tensor, noise: Floor | None
+    quantity: str,
+    dims: Sequence[str],
+    got: Tensor,
+    want: Tensor,
+    eager: Tensor,
+    judged: Tensor,
+    noise: Floor | None,
+    steps: Tensor | float = 0.0,
 ) -> tuple[Measure | None, Failure | None]:
-    """The errors of the ``judged`` elements and their bounds; ``noise`` is how the quantity amplifies rounding errors, if asked."""
+    """The errors of the ``judged`` elements and their bounds; ``noise`` is how the quantity amplifies rounding errors, if asked. What
+    roundings to whole numbers may change, ``steps``, is no error."""
     if not bool(judged.any()):
         return None, None
     eps = torch.finfo(got.dtype).eps
-    error = torch.where(judged, (got.double() - want).abs(), 0.0)
+    error = torch.where(judged, ((got.double() - want).abs() - steps).clamp(min=0.0), 0.0)
     counted = judged & (want != 0)
     counted = counted if bool(counted.any()) else judged
     rms = _rms(want[counted])

@@ -22,6 +22,7 @@ from . import check_compare as judge
 from .check_choices import differs, matching, mistaken
 from .check_noise import Nudged, amplification
 from .check_report import Failure, FailureKind, Measure
+from .check_rounding import OtherWay
 from .check_shapes import Case, Limits, batch_axes, call_sizes
 from .check_values import Inputs, broken_assumptions, dead_slices, draw_cotangents, make_inputs, with_gradients, with_nan
 
@@ -221,13 +222,28 @@ class Trial:
                 same_precision = torch.zeros_like(self.inputs.tensors[quantity[2:]], device="cpu").contiguous()
                 want = same_precision.double()
             noise = partial(self.noise_of, quantity)
-            measure, failure = judge.compare(quantity, self.dims[quantity], tensor, want, same_precision, noise)
+            measure, failure = judge.compare(
+                quantity, self.dims[quantity], tensor, want, same_precision, noise, partial(self.steps_of, quantity)
+            )
             measures += [measure] if measure is not None else []
             failures += [failure] if failure is not None else []
         return measures, failures
 
     def noise_of(self, quantity: str) -> judge.Floor:
         return self.noise[quantity]
+
+    def steps_of(self, quantity: str) -> Tensor | None:
+        """How much each element changes where undecided roundings to whole numbers go the other way; None where all are decided."""
+        if self._other_way is None:
+            return None
+        exact, moved = dict(self.exact.items())[quantity], dict(self._other_way.items())[quantity]
+        return None if exact is None or moved is None else (moved - exact).abs()
+
+    @cached_property
+    def _other_way(self) -> Values | None:
+        with OtherWay() as rounded, watching(self.given):
+            moved = self.reference(self.inputs, torch.float64)
+        return moved if rounded.undecided else None
 
     @cached_property
     def noise(self) -> dict[str, judge.Floor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from tests.evidence import library
 from weft.compiler import ir, plan
 from weft.compiler.fit import HELD_LIMIT, REGISTERS
 from weft.compiler.pipeline import Lowered
-from weft.compiler.plan import Begin, Compute, Kernel, Load, Loop, Store
+from weft.compiler.plan import Begin, Compute, Kernel, Load, Loop, Refinement, Store
 from weft.compiler.pressure import pressure
 from weft.runtime.problem import Usual, pose
 
@@ -72,3 +74,21 @@ def test_axes_that_all_results_have_get_programs_of_their_own(heads: int) -> Non
     (by_head,) = [k for k in kernels if k.name.endswith("d_a_d_skip")]
     assert pressure(by_head, {"b": 1, "t": 2048, "h": heads, "p": 64, "n": 64}) <= HELD_LIMIT
     assert by_head.grid == ("h",)
+
+
+def test_a_plan_is_refined_by_name() -> None:
+    """Finer tiles, or a kernel for each half of the results; the other kernels stay as they are."""
+    made = library.kernel("full")
+    problem = pose(made.graph, {}, {}, Usual(feature=64))
+    lowered = made.lowered("sm_80", dtype=torch.float16, extents=problem.extents, params=problem.params)
+    usual = lowered.backward(frozenset(lowered.differentiable))
+    assert usual.refined is not None
+    kernels = {k.name: k for k in usual.kernels}
+    finer = {k.name: k for k in usual.refined(Refinement(finer=(("backward_d_k_d_v", 1),))).kernels}
+    assert finer.keys() == kernels.keys()
+    assert [name for name, k in finer.items() if k.tiled != kernels[name].tiled] == ["backward_d_k_d_v"]
+    assert math.prod(finer["backward_d_k_d_v"].tiled.values()) < math.prod(kernels["backward_d_k_d_v"].tiled.values())
+    last = {k.name: k for k in usual.refined(Refinement(finer=(("backward_d_k_d_v", 1000),))).kernels}
+    assert set(last["backward_d_k_d_v"].tiled.values()) == {16}
+    apart = {k.name for k in usual.refined(Refinement(apart=frozenset(["backward_d_k_d_v"]))).kernels}
+    assert apart == {*kernels, "backward_d_k", "backward_d_v"} - {"backward_d_k_d_v"}

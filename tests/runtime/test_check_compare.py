@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from weft.runtime.check_compare import CAP, FLOORS, Floor, compare, representable, same_bits
+from weft.runtime.check_rounding import OtherWay
 
 DIMS = ("i", "d")
 
@@ -171,3 +173,39 @@ def test_the_cap_follows_outliers_and_still_fails_zeros() -> None:
     got[5, 5] += 1.2
     assert judged(got.float(), want, eager) == "value"
     assert judged(torch.zeros_like(want, dtype=torch.float32), want, eager) == "value"
+
+
+def test_what_undecided_roundings_change_is_no_error_and_nothing_else_is_excused() -> None:
+    want = reference()
+    steps = torch.zeros_like(want)
+    steps[3, 5] = 0.5
+    got = want.float()
+    got[3, 5] += 0.5
+
+    def failed(got: torch.Tensor, steps: torch.Tensor | None) -> bool:
+        return compare("o", DIMS, got, want, want.float(), lambda: Floor(0.0, 0.0), lambda: steps)[1] is not None
+
+    assert failed(got, None)
+    assert not failed(got, steps)
+    got[3, 5] += 0.25
+    assert failed(got, steps)
+    got = want.float()
+    got[3, 6] += 0.5
+    assert failed(got, steps)
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "other"),
+    [
+        (torch.round, [0.5 - 1e-8, 0.5 + 1e-8, 7.5 + 1e-6, 0.4, 0.5, -2.5 - 1e-8], [1.0, 0.0, 7.0, 0.0, 0.0, -2.0]),
+        (torch.floor, [1 - 1e-8, 1 + 1e-8, 1.0, 0.5, -3 - 1e-8], [1.0, 0.0, 1.0, 0.0, -3.0]),
+        (torch.ceil, [1 - 1e-8, 1 + 1e-8, 1.0, 0.5, -3 - 1e-8], [2.0, 1.0, 1.0, 1.0, -2.0]),
+    ],
+)
+def test_arguments_next_to_a_step_are_rounded_the_other_way(function: Any, x: list[float], other: list[float]) -> None:
+    """Those on a step are computed exactly, as positions are, and stay."""
+    given = torch.tensor(x, dtype=torch.float64)
+    with OtherWay() as rounded:
+        found = function(given)
+    assert found.tolist() == other
+    assert rounded.undecided == int((found != function(given)).sum())

@@ -8,14 +8,20 @@ import pytest
 
 pytest.importorskip("triton")
 
+import torch
+
 from tests.codegen import sample_plans as samples
-from weft.codegen.gpu_blocks import launch_options, register_limit
+from tests.evidence import library
+from weft.codegen.gpu_blocks import Launch, launch_options, register_limit
 from weft.codegen.print_triton import print_triton
 from weft.codegen.source import Entry, Module, Specialization
 from weft.compiler.blocks import Demand, blocks_for
 from weft.compiler.fit import REGISTERS
+from weft.runtime import spills
+from weft.runtime.ahead import build_ahead
 from weft.runtime.gpu_targets import TARGETS, KernelReport, TargetName, compile_for
-from weft.runtime.spills import launches_against_spills
+from weft.runtime.problem import Usual, pose
+from weft.runtime.spills import Fitted, fit_launches
 from weft.runtime.triton_loader import NoDevice, load_triton
 
 
@@ -101,13 +107,34 @@ def test_spills_are_reported(target: TargetName, tmp_path: Path) -> None:
     assert "no spills" in str(small)
 
 
-@pytest.mark.parametrize(("size", "launches"), [(32, {}), (128, {"kernel": (8, 2)})])
-def test_a_kernel_that_spills_is_launched_with_more_warps(size: int, launches: dict[str, tuple[int, int]]) -> None:
+@pytest.mark.parametrize(("size", "launches"), [(32, {}), (128, {"kernel": Launch(8, 2)})])
+def test_a_kernel_that_spills_is_launched_with_more_warps(size: int, launches: dict[str, Launch]) -> None:
     text = SPILLING.replace('"N": 128', f'"N": {size}')
     module = Module("triton", text, (Entry("kernel", ("x", "out"), ("i",), (), ()),))
     spec = Specialization((("x", "float16"), ("out", "float16")), (), ())
-    assert launches_against_spills(module, spec, "sm_90") == launches
-    assert launches_against_spills(module, spec, "gfx942") == {}
+    assert fit_launches(module, spec, "sm_90") == Fitted(launches, {})
+    assert fit_launches(module, spec, "gfx942") == Fitted({}, {})
+    assert fit_launches(module, spec, "sm_90", only=()) == Fitted({}, {})
+
+
+def test_what_spills_with_every_launch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spills, "AGAINST_SPILLS", ())
+    module = Module("triton", SPILLING, (Entry("kernel", ("x", "out"), ("i",), (), ()),))
+    fitted = fit_launches(module, Specialization((("x", "float16"), ("out", "float16")), (), ()), "sm_90")
+    assert fitted.spilling["kernel"] > 0
+
+
+def test_a_kernel_that_spills_with_every_launch_gets_finer_tiles() -> None:
+    """The gradient of queries and of distances: no launch holds the tiles of the table, and half of one holds everything."""
+    kernel = library.kernel("shaw")
+    problem = pose(kernel.graph, {}, {}, Usual(feature=64))
+    usual = kernel.lowered("sm_80", dtype=torch.float16, extents=problem.extents, params=problem.params)
+    tiled = {k.name: k.tiled for k in usual.backward(frozenset(usual.differentiable)).kernels}
+    assert tiled["backward_d_q_t3"] == {"i": 64, "j": 32}
+    built = build_ahead(kernel, problem, "sm_80", "float16")
+    assert not any(report.spills for report in built.reports), str(built)
+    text = kernel.source("triton", part="backward", target="sm_80", dtype=torch.float16, extents=problem.extents, params=problem.params)
+    assert "backward_d_q_t3: grid b, h; rows of i by 32; j by 32" in text
 
 
 @pytest.mark.parametrize("warps", [4, 8, 16])
@@ -135,4 +162,4 @@ def test_blocks_are_fit_for_matrix_products(target: str, element_bytes: int, wid
         assert rows >= 16
         assert swept >= 16
         assert rows * swept <= 64 * 64
-    assert launch_options(width, target) in ((4, 2), (8, 2))
+    assert launch_options(width, target) in [Launch(n, 2, limited=target.startswith("sm_")) for n in (4, 8)]
