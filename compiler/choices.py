@@ -58,3 +58,12 @@ def watching(given: Mapping[ir.Node, Tensor] | None = None) -> Iterator[Choices]
 def current() -> Choices | None:
     """Where selections are noted, if they are."""
     return _current.get()
+
+
+def note(over: tuple[str, ...], axes: tuple[str, ...], chosen: Tensor) -> None:
+    """Shows what a kernel chose to those who watch. ``axes`` are those of the tensor's dimensions."""
+    choices = _current.get()
+    if choices is not None:
+        node = ir.make(ir.Select, axes, "bool", over, ir.const(0.0), ir.const(0), None)
+        assert isinstance(node, ir.Select)
+        choices.seen.append(Chosen(node, chosen.detach().permute([axes.index(a) for a in node.axes]).clone()))

@@ -6,7 +6,7 @@ What no class covers stays outside and runs as PyTorch around the fused part, wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,6 +27,7 @@ from .recurrence import make_recurrences
 from .routed import needed_steps, plan_routed, routed_candidates, table_word
 from .routes import BLOCKS, Router, Routing, find_routings, push_reads
 from .scans import scans_as_states
+from .selections import fold_rows, is_short
 from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table, ordered
 from .tasks import Group, NotFused, Planner, Task, TooWide, group_tasks, merge_sums, nest_sums
 from .verify import verify
@@ -86,6 +87,8 @@ class Lowered:
     """Whether matrix products are stored where tiles of rows could not hold their axes."""
     _known: dict[ir.Node, Buffer] = field(default_factory=dict)
     _gradient_nodes: dict[str, ir.Node] = field(default_factory=dict)
+    selects: bool = False
+    """Whether rows make selections, which what is made of the same rows should not repeat."""
     masks: list[ir.Node] = field(default_factory=list)
     """The conditions of the sums of outputs: what they leave out is not read, while a derivative's 0 may well be multiplied."""
     _births: dict[ir.Node, int] = field(default_factory=dict)
@@ -150,6 +153,11 @@ def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir
     rows, or a value that is no tensor's is chosen from."""
     graph = lowered.graph
     lowered.routings = routings
+    if not routings and not stepped.states:
+        folded, axes = fold_rows(stepped.outputs, constants, dict(lowered.hints.extents))
+        lowered.by_extent |= axes
+        lowered.selects = folded != stepped.outputs
+        stepped = replace(stepped, outputs=folded)
     outputs, lowered.outside, lowered.reasons = split_outside(stepped, selects=bool(routings) or lowered.in_products)
     lowered.passes["outside"] = outputs
     if outputs is None:
@@ -391,7 +399,8 @@ def _plan(
     rest = {name: node for name, node in left.items() if not (isinstance(node, ir.Input) and node.name == name)}
     forward = rest if routed else lowered.fused.outputs
     if rest:
-        work.kernels += plan_rows(work, rest, plain, forward if len(rest) == len(outputs) and not work.derived else rest)
+        basis = forward if len(rest) == len(outputs) and not work.derived else rest
+        work.kernels += plan_rows(work, rest, plain, basis, chains=lowered.selects)
     for r in lowered.routings:
         work.derived |= r.derived()
     read = {b for k in work.kernels for b in _touched(k)} | {
@@ -401,7 +410,13 @@ def _plan(
     read |= {n.name for s in library for n in ir.topological([s.node]) if isinstance(n, ir.Input)} | {s.buffer for s in library}
     buffers = {n: b for n, b in work.buffers.items() if n in read}
     plan = Plan(
-        lowered.fused, "forward" if direction == "forward" else "backward", buffers, work.kernels, derived=work.derived, library=library
+        lowered.fused,
+        "forward" if direction == "forward" else "backward",
+        buffers,
+        work.kernels,
+        derived=work.derived,
+        library=library,
+        selections=work.selections,
     )
     verify(plan)
     name_nodes(plan, lowered.fused)
@@ -435,6 +450,12 @@ class Work:
     masks: list[ir.Node] = field(default_factory=list)
     """The conditions of the spec's own sums, as what has been planned so far made them."""
     refinement: Refinement = USUAL
+    selections: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    """Selections that kernels make: the buffer, and the axes that are chosen from."""
+
+    def is_short(self, node: ir.Node) -> bool:
+        """Whether a node is a selection that a kernel makes."""
+        return is_short(node, dict(self.lowered.hints.extents))
 
     def became(self, left: dict[str, ir.Node], replaced: dict[ir.Node, ir.Node]) -> dict[str, ir.Node]:
         """What is left to plan, some of its nodes being tensors now."""
@@ -598,9 +619,10 @@ def plan_rows(
     forward: dict[str, ir.Node],
     separate: bool = True,
     in_memory: bool = True,
+    chains: bool = False,
 ) -> list[Kernel]:
     """Nodes (by buffer) -> kernels that sweep rows. ``separate``: sums that another kernel might take along are tasks of their own;
-    ``in_memory``: long tables are to be added to in memory by such a kernel."""
+    ``in_memory``: long tables are to be added to in memory by such a kernel; ``chains``: see ``group_tasks``."""
     from .owned import pair_owned
 
     lowered = work.lowered
@@ -631,15 +653,15 @@ def plan_rows(
             if is_table(task.node):  # what one row writes lies together
                 axes = tuple(sorted(axes, key=lambda a: a in structure.whole))
             buffers[task.buffer] = Buffer(task.buffer, axes, _temporary_dtype(lowered, task, structure), "temporary")
-    groups = group_tasks(tasks, structure)
+    groups = group_tasks(tasks, structure, chains=chains)
     stored = {n: b.name for n, b in known.items()} | {t.node: t.buffer for t in tasks if not isinstance(t.node, ir.Input)}
     context = _context(lowered, structure, stored, buffers, work.refinement)
     units: list[tuple[Group, Group | None]] = pair_owned(groups, context) if owns else [(g, None) for g in groups]
     along = {t.node for _, extra in units if extra is not None for t in extra.tasks}
     if separated - along:  # not taken along: they would only be stored and read
-        return plan_rows(work, outputs, known, forward, False, in_memory)
+        return plan_rows(work, outputs, known, forward, False, in_memory, chains)
     if any(is_long_table(s, structure) and s not in along for t in tasks for s in t.sweeps):
-        return plan_rows(work, outputs, known, forward, separate, in_memory=False)
+        return plan_rows(work, outputs, known, forward, separate, False, chains)
     work.buffers.update(buffers)
     return _kernels(units, context, work.direction)
 
@@ -688,7 +710,7 @@ def _buffers(
         buffers[name] = Buffer(name, node.axes, kind, "input")
     if direction == "forward":
         for t in kernel.outputs:
-            node = roots[t.name]
+            node = lowered.graph.outputs[t.name]  # a constant 0 may be left of a real number
             real: Dtype = "float32" if t.name in lowered.graph.states and t.dtype is None else "input"
             dtype: Dtype = "bool" if node.kind == "bool" else "int64" if node.kind == "int" else real
             buffers[t.name] = Buffer(t.name, t.axes, dtype, "output")

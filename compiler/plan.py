@@ -308,6 +308,8 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     derived: dict[str, ir.Node] = field(default_factory=dict)
     library: list[Library] = field(default_factory=list)
+    selections: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    """Buffers that kernels write selections to, and the axes that are chosen from."""
     refined: Callable[[Refinement], Plan] | None = field(default=None, repr=False, compare=False)
     """Makes the plan again, some kernels otherwise."""
 

@@ -11,6 +11,7 @@ from .algebra import factors, product, substitute
 from .outside import is_library
 from .plan import ROUTE, Buffer, Dtype, Library
 from .products import ProductBuilder, Shape, choose_stores, is_pair, is_product, is_ready, shape_of
+from .selections import by_folds
 from .tasks import LEAVES, NotFused
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ def _plan_step(work: Work, left: dict[str, ir.Node], step: ir.Node, tables: dict
     prepared = _prepare(work, left)
     if prepared is not None:
         return prepared
+    if work.is_short(step):
+        return _store(work, left, [step])
     if is_library(step):
         return _plan_library(work, left, step)
     assert isinstance(step, ir.Reduce)
@@ -178,7 +181,7 @@ def _prepare(work: Work, left: dict[str, ir.Node]) -> dict[str, ir.Node] | None:
             near.append(n)
     for n in near:
         for c in ir.children(n):
-            if c not in waiting:
+            if c not in waiting and not work.is_short(n):
                 whole = is_library(n) and not isinstance(c, LEAVES) and bool(c.axes)
                 whole = whole or (isinstance(n, ir.Read) and c is n.x and not isinstance(c, ir.Input))
                 if whole:
@@ -186,7 +189,8 @@ def _prepare(work: Work, left: dict[str, ir.Node]) -> dict[str, ir.Node] | None:
                 else:
                     wanted.update(dict.fromkeys(_inner(c)))
     if wanted:
-        return _store(work, left, list(wanted))
+        short = [n for n in near if work.is_short(n) and not any(c in waiting for c in ir.children(n))]
+        return _store(work, left, [*wanted, *short])
     return _store_operands(work, left)
 
 
@@ -239,7 +243,7 @@ def _inner(n: ir.Node) -> list[ir.Node]:
 
 
 def _store(work: Work, left: dict[str, ir.Node], nodes: list[ir.Node]) -> dict[str, ir.Node]:
-    """Values of rows as tensors."""
+    """Values of rows, and selections in them, as tensors."""
     from .pipeline import plan_rows
 
     names: dict[str, ir.Node] = {}
@@ -247,11 +251,16 @@ def _store(work: Work, left: dict[str, ir.Node], nodes: list[ir.Node]) -> dict[s
     for n in nodes:
         name = next((b for b, root in left.items() if root is n and b and set(work.buffers[b].axes) == set(n.axes)), None)
         if name is None:
-            name = work.fresh(work.lowered.fused.names.get(n, "") if work.lowered.fused else "")
+            usual = "chosen" if isinstance(n, ir.Select) else ""
+            name = work.fresh(work.lowered.fused.names.get(n, usual) if work.lowered.fused else usual)
             work.buffers[name] = Buffer(name, work.order(n.axes), _dtype(n), "temporary")
         names[name] = n
+        if isinstance(n, ir.Select):
+            work.lowered.by_extent |= set(n.over)
+            work.selections.append((name, n.over))
+            names[name] = by_folds(n, dict(work.lowered.hints.extents))
         replaced[n] = ir.make(ir.Input, n.axes, n.kind, name)
-    work.kernels += plan_rows(work, names, {}, names)
+    work.kernels += plan_rows(work, names, {}, names, chains=any(isinstance(n, ir.Select) for n in nodes))
     return work.became(left, replaced)
 
 

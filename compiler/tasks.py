@@ -19,6 +19,8 @@ from .structure import scatter_axis
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import networkx as nx
+
     from .structure import Axes, Structure
 
 CHEAP = frozenset("add sub mul neg abs relu min max where le lt ge gt eq ne and or not".split())
@@ -353,8 +355,9 @@ def _is_plain(node: ir.Reduce) -> bool:
     return not any(isinstance(n, ir.Reduce) for part in (node.x, *conjuncts(node.where)) for n in ir.topological([part]))
 
 
-def group_tasks(tasks: list[Task], structure: Structure) -> list[Group]:
-    """Kernels in order of launch: tasks with the same kept axes and loops together, as far as dependencies allow."""
+def group_tasks(tasks: list[Task], structure: Structure, *, chains: bool = False) -> list[Group]:
+    """Kernels in order of launch: tasks with the same kept axes and loops together, as far as dependencies allow. With ``chains``, so are
+    tasks without loops that read one another: their tiles are there."""
     import networkx as nx
 
     owner = {task.node: task for task in tasks}
@@ -376,6 +379,11 @@ def group_tasks(tasks: list[Task], structure: Structure) -> list[Group]:
             if fits and not any(nx.has_path(graph, m, n) for m in groups[g]):
                 place = g
                 break
+            if chains and keys[g] == key and not tasks[n].sweeps and _follows(graph, groups[g], n):
+                made = {tasks[m].node for m in groups[g]}
+                tasks[n].needs = [x for x in tasks[n].needs if x not in made]
+                place = g
+                break
         if place is None:
             groups.append([n])
             keys.append(key)
@@ -384,6 +392,13 @@ def group_tasks(tasks: list[Task], structure: Structure) -> list[Group]:
     ordered = _in_order([Group([tasks[n] for n in g]) for g in groups])
     _read_stored_sums(ordered)
     return ordered
+
+
+def _follows(graph: nx.DiGraph[int], group: list[int], n: int) -> bool:
+    """Whether what a task reads of a group, it reads from it directly, and not by way of another one."""
+    import networkx as nx
+
+    return all(p in group or not any(nx.has_path(graph, m, p) for m in group) for p in graph.predecessors(n))
 
 
 def _read_stored_sums(groups: list[Group]) -> None:

@@ -47,6 +47,7 @@ class ProgramRecord:
     dtypes: tuple[tuple[str, str], ...]
     derived: tuple[tuple[str, ir.Node], ...] = ()
     library: tuple[Library, ...] = ()
+    selections: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def generate(
@@ -68,6 +69,7 @@ def generate(
         concrete,
         tuple(plan.derived.items()),
         tuple(plan.library),
+        tuple(plan.selections),
     )
 
 

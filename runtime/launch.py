@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from ..codegen.source import Entry
+from ..compiler.choices import current as watched
+from ..compiler.choices import note
 from ..compiler.plan import Buffer, with_derived
 from .build import BUFFER_DTYPES, Launch, ProgramRecord, load_program
 from .huge_pages import advise
@@ -64,7 +66,9 @@ class Program:
     def functions(self) -> tuple[Launch, ...]:
         return load_program(self.record)
 
-    def run(self, given: Sequence[Tensor], extents: Sequence[int], origin: Sequence[int], params: Sequence[float]) -> dict[str, Tensor]:
+    def run(
+        self, given: Sequence[Tensor], extents: Sequence[int], origin: Sequence[int], params: Sequence[float], device: torch.device
+    ) -> dict[str, Tensor]:
         """Runs every kernel on the tensors of ``given`` and returns what it made, by name, in declared dimensions.
 
         ``extents`` and ``origin`` are in the order of ``axes``, ``params`` in that of ``params``.
@@ -75,7 +79,6 @@ class Program:
             if len(self._prepared) >= _REMEMBERED:
                 self._prepared.clear()
             prepared = self._prepared[key] = self._prepare(dict(zip(self.axes, extents, strict=True)), given)
-        device = given[0].device
         made = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in zip(prepared.shapes, self._made_dtypes, strict=True)]
         if device.type == "cpu":
             for tensor in made:
@@ -83,7 +86,13 @@ class Program:
         tensors = [*given, *made]
         for launch in prepared.launches:
             launch(tensors, origin, params)
-        return dict(zip(self.made, made, strict=True))
+        found = dict(zip(self.made, made, strict=True))
+        if self.record.selections and watched() is not None:
+            sizes = with_derived(dict(zip(self.axes, extents, strict=True)), dict(self.record.derived))
+            for name, over in self.record.selections:
+                axes = self.buffers[name].axes
+                note(over, axes, found[name].reshape([sizes[a] for a in axes]))
+        return found
 
     def made_shape(self, name: str, extents: Mapping[str, int]) -> Shape:
         """The shape of what is allocated for a buffer, in its declared dimensions."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..compiler import ir
-from ..compiler.choices import Chosen
-from ..compiler.choices import current as watched
+from ..compiler.choices import note
 from ..compiler.plan import Library, extent_value
 from ..compiler.reference_ops import Setting, Value, expand, scan, select
 
@@ -84,7 +83,7 @@ def _value(step: Library, views: _Views) -> Run:
             case ir.Select(over=(axis,), x=ir.Input() as x, k=ir.Const(value=count), where=None) if 0 < count <= views.extents[axis]:
                 axes = (*(a for a in x.axes if a != axis), axis)
                 views.tensor(tensors, step.buffer, axes).copy_(_largest(views.tensor(tensors, x.name, axes), int(count)))
-                _note(node, views.tensor(tensors, step.buffer, node.axes))
+                note(node.over, node.axes, views.tensor(tensors, step.buffer, node.axes))
                 return
             case ir.Select(over=over, x=x, k=k, where=where):
                 found = select(over, value(x), value(k), None if where is None else value(where), setting)
@@ -95,16 +94,9 @@ def _value(step: Library, views: _Views) -> Run:
         full = expand(found, node.axes, setting)
         views.tensor(tensors, step.buffer, order).copy_(full.permute([node.axes.index(a) for a in order]))
         if isinstance(node, ir.Select):
-            _note(node, full)
+            note(node.over, node.axes, full)
 
     return run
-
-
-def _note(node: ir.Select, chosen: Tensor) -> None:
-    """Shows a selection to those who watch."""
-    choices = watched()
-    if choices is not None:
-        choices.seen.append(Chosen(node, chosen.clone()))
 
 
 def _largest(x: Tensor, count: int) -> Tensor:

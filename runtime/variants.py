@@ -264,7 +264,7 @@ class Variant:
     def forward(self, tensors: Sequence[Tensor], params: Sequence[float], extents: Sequence[int], origin: Sequence[int]) -> list[Tensor]:
         """The outputs, then what is saved besides."""
         program = self.forward_program
-        made = program.run([_readable(tensors[n]) for n in self._forward_given], extents, origin, params)
+        made = program.run([_readable(tensors[n]) for n in self._forward_given], extents, origin, params, tensors[0].device)
         return [made[name] for name in self._results]
 
     def empty_results(self, extents: Sequence[int], device: torch.device) -> list[Tensor]:
@@ -292,7 +292,7 @@ class Variant:
             if buffer in program.buffers:
                 known[buffer] = self._zero(name, buffer, program, extents, tensors[0].device) if cotangent is None else cotangent
         given = [_readable(known[name]) for name in program.given]
-        made = program.run(given, extents, origin, params)
+        made = program.run(given, extents, origin, params, tensors[0].device)
         return [made[self._gradients[name]] for name in names]
 
     @cached_property
