@@ -70,7 +70,7 @@ class KernelPrinter(Runs):
                         if isinstance(piece, Define | Gather | Folded) and writes(piece)[0] in self.lowering.defined:
                             defines(writes(piece)[0], piece)
                 case TileLoad(load=load):
-                    reads(self.lowering.values_in(*(n for _, n in load.at)), step)
+                    reads(self.lowering.values_in(*load.reads), step)
                     defines(load.node, step)
                 case Product(target=target, left=left, right=right):
                     reads((left, right), step)
@@ -246,7 +246,7 @@ class KernelPrinter(Runs):
         for order in self.tile_orders(step):
             suffix = "" if order == self.lowering.space(load.node) else "_t"
             tiles.append(self.kept_tile(load.node, order, suffix))
-            self.copy_tile(load.buffer, tiles[-1], at, self.limits(load, at))
+            self.copy_tile(load.buffer, tiles[-1], at, self.limits(load, at), load.where)
         self.values[load.node] = tiles
 
     def tile_in_memory(self, step: TileLoad, at: dict[str, Text]) -> Tile | None:
@@ -263,13 +263,16 @@ class KernelPrinter(Runs):
         self.put(f"{tile.pointer} = {tile.cast}({self.buffer(load.buffer)} + {base});")
         return tile
 
-    def copy_tile(self, buffer: str, tile: Tile, at: dict[str, Text], limits: list[str]) -> None:
+    def copy_tile(self, buffer: str, tile: Tile, at: dict[str, Text], limits: list[str], where: ir.Node | None = None) -> None:
         function = f"load_{self.dtypes[buffer]}"
         self.functions.add(function)
         base = self.address(buffer, at, tile.axes).text
         source = self.buffer(buffer) + ("" if base == "0" else f" + {base}")
         target = tile.first
         outer = tile.axes[:-2]
+        if where is not None and len(tile.axes) == 2 and tile.axes[0] in where.axes:
+            self.copy_rows(function, tile, source, self.stride(buffer, tile.axes[0]), self.stride(buffer, tile.axes[1]), where)
+            return
         for axis in outer:
             variable = self.axis_names[axis]
             self.open(f"for (int {variable} = 0; {variable} < {self.bound(axis, False)}; {variable}++)")
@@ -294,6 +297,18 @@ class KernelPrinter(Runs):
             )
         for _ in outer:
             self.close()
+
+    def copy_rows(self, function: str, tile: Tile, source: str, row_stride: str, column_stride: str, where: ir.Node) -> None:
+        """The rows of a tile that are wanted, one by one; the others are 0."""
+        row, column = tile.axes
+        variable, count = self.axis_names[row], self.bound(row, False)
+        self.open(f"for (int {variable} = 0; {variable} < {tile.dims[0]}; {variable}++)")
+        wanted = wrap(self.expressions.show(where), ORDER)
+        self.put(
+            f"{function}({tile.name}[{variable}], 1, {tile.dims[1]}, {tile.dims[1]}, {source} + {variable} * {row_stride}, "
+            f"0, {column_stride}, {variable} < {count} && {wanted} ? 1 : 0, {self.bound(column, False)});"
+        )
+        self.close()
 
     def diagonal(self, step: Diagonal) -> None:
         """A value for every distance: the column stands at the end of its tile, and the row goes on beyond the end of its own."""

@@ -237,7 +237,7 @@ class Lowering:
         made, needed = writes(piece), all_reads(piece)
         match step:
             case TileLoad(load=load):
-                addresses = self.values_in(*(node for _, node in load.at))
+                addresses = self.values_in(*load.reads)
                 stored = isinstance(piece, Write) and piece.buffer == load.buffer
                 return stored or load.node in needed or any(n in made for n in addresses)
             case Product(target=target, left=left, right=right, rescale=rescale):

@@ -317,6 +317,8 @@ class KernelPrinter:
         dtype = self._dtypes[load.buffer]
         args = [self._address(load.buffer, at, dims)]
         conditions = self._conditions(load.buffer, at, load.checked, dims)
+        if load.where is not None:
+            conditions.append(self._expressions.show(load.where))
         if conditions:
             args += [f"mask={self._conjunction(conditions, dims)}", "other=0" if dtype in ("int32", "int64", "bool") else "other=0.0"]
         widened = dtype in HALF and load.node not in self._kept_half

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SMALL = 16
-"""On a CPU an axis of no more than this many indices, the query of a decoding step or the frames of a video, has tiles of this size."""
+"""An axis of no more than this many indices, the query of a decoding step or the frames of a video, has tiles of this size on a CPU; rows
+of a product are then no work for several programs, on any target."""
 
 
 @dataclass(frozen=True, slots=True)

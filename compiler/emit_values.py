@@ -62,6 +62,8 @@ class Context:
     """What to try, in order, for a kernel that holds this much."""
     block: Callable[[str, int], int]
     """The tile size along an axis, where the table says this one."""
+    few: Callable[[str], bool]
+    """Whether an axis has so few indices that one program would take them all: the tokens of a decoding step."""
     extents: dict[str, int]
     loops_first: bool
     """Order of the dimensions of a score tile: swept axis first (vectors run along the rows) or rows first."""

@@ -79,6 +79,8 @@ class Lowered:
     """Axes that the plans keep whole, or not, because of their extent at this call."""
     tiled: set[str] = field(default_factory=set)
     """Axes that the plans tile; a small extent has a small tile."""
+    small: set[str] = field(default_factory=set)
+    """Axes of which the plans differ where they are short."""
     passes: dict[str, object] = field(default_factory=dict)
     """The graph or plan after each named pass, for ``weft show --after``."""
     routings: list[Routing] = field(default_factory=list)
@@ -144,7 +146,7 @@ def _lower(lowered: Lowered) -> None:
 
 def _begin_again(lowered: Lowered) -> None:
     """As if nothing had been planned."""
-    lowered.cotangents, lowered.gradients, lowered.by_extent, lowered.tiled = {}, {}, set(), set()
+    lowered.cotangents, lowered.gradients, lowered.by_extent, lowered.tiled, lowered.small = {}, {}, set(), set(), set()
     lowered._births.clear()
 
 
@@ -729,7 +731,7 @@ def _buffers(
 def _context(
     lowered: Lowered, structure: Structure, stored: dict[ir.Node, str], buffers: dict[str, Buffer], refinement: Refinement
 ) -> Context:
-    from .blocks import Demand, block_of, blocks_for
+    from .blocks import SMALL, Demand, block_of, blocks_for
 
     extents = dict(lowered.hints.extents)
 
@@ -746,10 +748,14 @@ def _context(
         lowered.tiled.add(axis)
         return block_of(lowered.target.name, usual, extents.get(axis))
 
+    def few(axis: str) -> bool:
+        lowered.small.add(axis)
+        return axis in extents and extents[axis] <= SMALL
+
     layout = {name: b.axes for name, b in buffers.items()}
     assert lowered.fused is not None
     registers = None if lowered.target.backend == "c" else REGISTERS
-    return Context(structure, stored, layout, tilings, block, extents, registers is None, lowered.fused.names, registers, refinement)
+    return Context(structure, stored, layout, tilings, block, few, extents, registers is None, lowered.fused.names, registers, refinement)
 
 
 def _kernels(units: list[tuple[Group, Group | None]], context: Context, direction: str) -> list[Kernel]:

@@ -104,12 +104,19 @@ class Buffer:
 @dataclass(frozen=True, slots=True)
 class Load:
     """``node`` <- buffer. ``at`` gives the index expression of a buffer axis that is not simply the axis' own index (int nodes,
-    indices not positions). An element outside the extent of an axis in ``checked`` reads as 0."""
+    indices not positions). An element outside the extent of an axis in ``checked`` reads as 0; so does one where ``where`` does not hold,
+    and its memory is not touched (but for those that a vector brings along)."""
 
     node: ir.Node
     buffer: str
     at: tuple[tuple[str, ir.Node], ...]
     checked: tuple[str, ...]
+    where: ir.Node | None = None
+
+    @property
+    def reads(self) -> list[ir.Node]:
+        """The roots of the expressions that say what is read."""
+        return [*(e for _, e in self.at), *([] if self.where is None else [self.where])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,8 +386,8 @@ def inner_statements(body: tuple[Statement, ...]) -> list[Statement]:
 def read_nodes(statement: Statement) -> list[ir.Node]:
     """The roots of the expressions that a statement reads."""
     match statement:
-        case Load(at=at):
-            return [e for _, e in at]
+        case Load():
+            return statement.reads
         case Compute(node=node):
             return list(ir.children(node))
         case Contract(lhs=lhs, rhs=rhs):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import algebra, ir
 from .algebra import ZERO, conjunction, conjuncts, factors, product, reduce_sum, substitute
+from .blocks import SMALL
 from .emit_values import Context, Scope, Values
 from .plan import ROUTE, Accumulate, Begin, Index, Kernel, Load, Local, Loop, Store, index, local, origin
 from .tasks import LEAVES
@@ -305,7 +306,9 @@ class ProductBuilder(Values):
         self.sums = sums
         self.made = made
         self._tables = tables
-        self.rows = None if shape.pair is not None and shape.rows == shape.pair else shape.rows
+        self.by_columns = self._few_rows()
+        """Whether programs share out the columns, and each takes all rows."""
+        self.rows = shape.columns if self.by_columns else None if self._has_pairs() else shape.rows
         self.scopes = [Scope(frozenset())]
         self.read = set()
         self.known = {}
@@ -313,6 +316,19 @@ class ProductBuilder(Values):
         self.names: dict[str, int] = {}
         self.block = {a: self._block(a) for a in (shape.rows, shape.columns, shape.depth) if a is not None}
         self.ragged = tuple(self.block)
+        self.wanted: ir.Node | None = None
+        """Where some row of the tile wants what is loaded, along the axis that is summed."""
+
+    def _has_pairs(self) -> bool:
+        return self.shape.pair is not None and self.shape.rows == self.shape.pair
+
+    def _few_rows(self) -> bool:
+        """A row needs all columns where it is summed along them."""
+        shape = self.shape
+        if shape.columns is None or shape.rows is None or self.made.totals:
+            return False
+        rows = self.tables.routing.route.tokens if self._has_pairs() else (shape.rows,)
+        return all(self.context.few(a) for a in rows)
 
     @property
     def tables(self) -> RouteTables:
@@ -321,15 +337,16 @@ class ProductBuilder(Values):
 
     def _block(self, axis: str) -> int:
         usual = 32 if not self.context.loops_first and self.shape.depth in (axis, None) else 64
+        if self.by_columns and axis == self.shape.rows and not self._has_pairs():
+            return SMALL
         if is_pair(axis):
             return self.tables.routing.route.block if axis == self.shape.rows else usual
         return self.context.block(axis, usual)
 
     def build(self, name: str, note: str) -> Kernel:
         shape = self.shape
-        pairs = shape.pair is not None and shape.rows == shape.pair
         grid = shape.grid
-        if pairs:
+        if self._has_pairs():
             assert shape.pair is not None
             tile = shape.pair.replace(PAIR, TILE)
             grid = (*grid, tile)
@@ -338,6 +355,10 @@ class ProductBuilder(Values):
             self._emit(stop)
             with_rows = self._in_loop(shape.pair, self.block[shape.pair], start, stop, "pairs of one expert", self._columns, exact=True)
             self.scopes[0].statements.append(with_rows)
+        elif self.by_columns:
+            assert shape.rows is not None
+            rows = shape.rows
+            self._put(self._in_loop(rows, self.block[rows], ir.const(0), ir.size(rows), f"tiles of {rows}", self._columns))
         else:
             self._columns()
         body = tuple(self.scopes[0].statements)
@@ -367,7 +388,7 @@ class ProductBuilder(Values):
         for carried in totals.values():
             self._put(Begin(carried, "sum"))
         columns = self.shape.columns
-        if columns is None:
+        if columns is None or self.by_columns:
             self._results({})
         else:
             note = f"tiles of {columns}"
@@ -441,9 +462,21 @@ class ProductBuilder(Values):
             lhs = self._existing(lhs, depth, stop)
             if rhs is not None:
                 rhs = self._existing(rhs, depth, stop)
+                self.wanted = self._wanted(s, condition)
+                if self.wanted is not None:
+                    self._emit(self.wanted)
                 self._emit(rhs)
+                self.wanted = None
             self._emit(lhs)
             self._put(Accumulate(carried[s], "sum", lhs, rhs, depth))
+
+    def _wanted(self, s: ir.Reduce, condition: ir.Node) -> ir.Node | None:
+        """Where the few rows there are want a row of the right operand: hidden units that no token keeps have weights that are not read."""
+        axes = {self.shape.rows, self.shape.depth}
+        if not self.by_columns or self._has_pairs() or len(self.sums) > 1 or set(condition.axes) != axes:
+            return None
+        assert self.shape.rows is not None
+        return ir.reduce("any", (self.shape.rows,), condition)
 
     def _existing(self, x: ir.Node, axes: Iterable[str], stop: ir.Node | None) -> ir.Node:
         """A computed operand, 0 at indices that do not exist: tiles of a GPU go on beyond the last one, where 0 / 0 is no number."""
@@ -491,7 +524,8 @@ class ProductBuilder(Values):
         own = [a for a in self.context.layout[buffer] if a not in dict(at)]
         checked = [a for a in own if a in self.ragged]
         checked += [a for a in self.ragged if a not in checked and any(a in e.axes for _, e in at)]  # rows that do not exist read nothing
-        self._append(node, Load(node, buffer, at, (*checked, *(a for a, _ in at if a not in sound))))
+        wanted = self.wanted if self.shape.depth in own and self.shape.rows not in own else None
+        self._append(node, Load(node, buffer, at, (*checked, *(a for a, _ in at if a not in sound)), wanted))
 
     def _is_table(self, e: ir.Node) -> bool:
         inputs = [n for n in ir.topological([e]) if isinstance(n, ir.Input)]

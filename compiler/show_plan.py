@@ -71,7 +71,8 @@ def _body(plan: Plan, body: tuple[Statement, ...], depth: int) -> Iterable[str]:
             case Load(node=node, buffer=buffer, at=at):
                 moved = dict(at)
                 places = [f"{text(plan, moved[a])}" if a in moved else a for a in plan.buffers[buffer].axes]
-                yield f"{pad}{_name(plan, node)} <- {buffer}[{', '.join(places)}]"
+                wanted = "" if s.where is None else f" where {text(plan, s.where)}"
+                yield f"{pad}{_name(plan, node)} <- {buffer}[{', '.join(places)}]{wanted}"
             case Compute(node=node):
                 yield f"{pad}{_name(plan, node)} <- {text(plan, node, whole=True)}"
             case Contract(node=node, lhs=lhs, rhs=rhs, over=over):

@@ -40,7 +40,7 @@ def _axes(s: Statement, plan: Plan) -> set[str]:
         case Load(node=node, buffer=buffer, at=at):
             moved = {a for a, _ in at}
             used = set(node.axes) | (set(plan.buffers[buffer].axes) - moved)
-            return used.union(*(_indices(e) for _, e in at))
+            return used.union(*(_indices(e) for _, e in at), s.where.axes if s.where is not None else ())
         case Compute(node=node):
             return _indices(node) | set(node.axes)
         case Contract(lhs=lhs, rhs=rhs):

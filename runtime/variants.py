@@ -153,8 +153,8 @@ def _make(kernel: Kernel, chosen: Chosen, extents: Mapping[str, int]) -> Variant
         dependence = Dependence(tuple(a for a, _ in made.extents))
     else:
         kept = {a for plan in (lowered.forward, _full_backward(lowered)) for k in plan.kernels for a in k.whole}
-        tiled = lowered.tiled if chosen.target == "c" else ()
-        dependence = Dependence(tuple(sorted(kept | lowered.by_extent)), tuple(sorted(tiled)))
+        tiled = lowered.tiled if chosen.target == "c" else set()
+        dependence = Dependence(tuple(sorted(kept | lowered.by_extent)), tuple(sorted(tiled | lowered.small)))
         made = _record(kernel, chosen, lowered, dependence.of(extents))
     _store(kernel, dependence, "dependence", chosen)
     _store(kernel, made, "variant", chosen, dependence.of(extents))
