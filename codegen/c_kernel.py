@@ -270,9 +270,16 @@ class KernelPrinter(Runs):
         source = self.buffer(buffer) + ("" if base == "0" else f" + {base}")
         target = tile.first
         outer = tile.axes[:-2]
+        strides = [self.stride(buffer, a) for a in tile.axes]
         if where is not None and len(tile.axes) == 2 and tile.axes[0] in where.axes:
-            self.copy_rows(function, tile, source, self.stride(buffer, tile.axes[0]), self.stride(buffer, tile.axes[1]), where)
+            self.copy_rows(function, tile, source, strides, where)
             return
+        lies_across = where is not None and len(tile.axes) == 2 and strides[1] != "1"
+        if lies_across and where is not None:
+            self.open(f"if ({strides[1]} != 1)")
+            self.copy_columns(function, tile, source, strides, where)
+            self.close()
+            self.open("else")
         for axis in outer:
             variable = self.axis_names[axis]
             self.open(f"for (int {variable} = 0; {variable} < {self.bound(axis, False)}; {variable}++)")
@@ -297,16 +304,30 @@ class KernelPrinter(Runs):
             )
         for _ in outer:
             self.close()
+        if lies_across:
+            self.close()
 
-    def copy_rows(self, function: str, tile: Tile, source: str, row_stride: str, column_stride: str, where: ir.Node) -> None:
+    def copy_columns(self, function: str, tile: Tile, source: str, strides: list[str], where: ir.Node) -> None:
+        """The columns of a tile that are wanted, one by one, where each lies together; the others are 0."""
+        row, column = tile.axes
+        variable, count = self.axis_names[column], self.bound(column, False)
+        self.open(f"for (int {variable} = 0; {variable} < {tile.dims[1]}; {variable}++)")
+        wanted = wrap(self.expressions.show(where), ORDER)
+        self.put(
+            f"{function}({tile.name}[0] + {variable}, {tile.dims[0]}, 1, {tile.dims[1]}, {source} + {variable} * {strides[1]}, "
+            f"{strides[0]}, 0, {self.bound(row, False)}, {variable} < {count} && {wanted} ? 1 : 0);"
+        )
+        self.close()
+
+    def copy_rows(self, function: str, tile: Tile, source: str, strides: list[str], where: ir.Node) -> None:
         """The rows of a tile that are wanted, one by one; the others are 0."""
         row, column = tile.axes
         variable, count = self.axis_names[row], self.bound(row, False)
         self.open(f"for (int {variable} = 0; {variable} < {tile.dims[0]}; {variable}++)")
         wanted = wrap(self.expressions.show(where), ORDER)
         self.put(
-            f"{function}({tile.name}[{variable}], 1, {tile.dims[1]}, {tile.dims[1]}, {source} + {variable} * {row_stride}, "
-            f"0, {column_stride}, {variable} < {count} && {wanted} ? 1 : 0, {self.bound(column, False)});"
+            f"{function}({tile.name}[{variable}], 1, {tile.dims[1]}, {tile.dims[1]}, {source} + {variable} * {strides[0]}, "
+            f"0, {strides[1]}, {variable} < {count} && {wanted} ? 1 : 0, {self.bound(column, False)});"
         )
         self.close()
 

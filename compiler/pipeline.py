@@ -452,6 +452,8 @@ class Work:
     masks: list[ir.Node] = field(default_factory=list)
     """The conditions of the spec's own sums, as what has been planned so far made them."""
     refinement: Refinement = USUAL
+    conditional: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    """Products that are read only where a condition holds, and that condition, which other products make."""
     selections: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     """Selections that kernels make: the buffer, and the axes that are chosen from."""
 
@@ -462,6 +464,7 @@ class Work:
     def became(self, left: dict[str, ir.Node], replaced: dict[ir.Node, ir.Node]) -> dict[str, ir.Node]:
         """What is left to plan, some of its nodes being tensors now."""
         self.masks = [substitute(c, replaced) for c in self.masks]
+        self.conditional = {substitute(n, replaced): substitute(c, replaced) for n, c in self.conditional.items()}
         return {name: substitute(n, replaced) for name, n in left.items()}
 
     def temporaries(self) -> int:

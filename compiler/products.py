@@ -18,7 +18,7 @@ from .plan import ROUTE, Accumulate, Begin, Index, Kernel, Load, Local, Loop, St
 from .tasks import LEAVES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from .plan import Statement
     from .routed import RouteTables
@@ -232,6 +232,34 @@ def core_of(n: ir.Reduce, own: frozenset[str]) -> tuple[ir.Node, list[ir.Node], 
     return algebra.where(conjunction(conditions), product(wide), ZERO), rest, conditions, left
 
 
+def conditional_sums(
+    left: dict[str, ir.Node], sums: list[ir.Reduce], masks: Collection[ir.Node], saved: Collection[str]
+) -> dict[ir.Node, ir.Node]:
+    """The sums that nothing reads but where one of the masks holds, and that mask, which is made of others of the sums: with few rows they
+    wait for these, and the weights of what is left out are not read. What is ``saved`` of them is read there only, too."""
+    found: dict[ir.Node, ir.Node] = {}
+    for c in masks:
+        below = {m for m in ir.topological([c]) if m in sums}
+        if not below or frozenset(c.axes) != frozenset(sums[0].axes) or not is_ready(c, below):
+            continue
+        read: set[ir.Node] = set()
+        stack = [n for name, n in left.items() if name not in saved]
+        while stack:
+            n = stack.pop()
+            if n in read:
+                continue
+            read.add(n)
+            match n:
+                case ir.Reduce(where=ir.Node() as where) if c in conjuncts(where):
+                    stack.append(where)
+                case ir.Pointwise(op="where", args=(where, _, other)) if c in conjuncts(where):
+                    stack += [where, other]
+                case _:
+                    stack += ir.children(n)
+        found.update((s, c) for s in sums if s not in read and s not in below and s not in found)
+    return found if len(found) < len(sums) else {}
+
+
 def is_bound(condition: ir.Node) -> bool:
     """Whether a condition says which pairs there are."""
     return any(isinstance(n, ir.Position | Index) and is_pair(n.axis) for n in ir.topological([condition]))
@@ -299,13 +327,23 @@ def choose_stores(
 class ProductBuilder(Values):
     """Builds the kernel of some products of one shape. ``tables`` are the tensors of the routing, if there is one."""
 
-    def __init__(self, context: Context, shape: Shape, sums: list[ir.Reduce], made: Made, tables: RouteTables | None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        shape: Shape,
+        sums: list[ir.Reduce],
+        made: Made,
+        tables: RouteTables | None,
+        only: ir.Node | None = None,
+    ) -> None:
         self.context = context
         self.structure = context.structure
         self.shape = shape
         self.sums = sums
         self.made = made
         self._tables = tables
+        self.only = only
+        """Where the results are read, if not everywhere."""
         self.by_columns = self._few_rows()
         """Whether programs share out the columns, and each takes all rows."""
         self.rows = shape.columns if self.by_columns else None if self._has_pairs() else shape.rows
@@ -317,7 +355,7 @@ class ProductBuilder(Values):
         self.block = {a: self._block(a) for a in (shape.rows, shape.columns, shape.depth) if a is not None}
         self.ragged = tuple(self.block)
         self.wanted: ir.Node | None = None
-        """Where some row of the tile wants what is loaded, along the axis that is summed."""
+        """Where some row of the tile wants what is loaded, along the axis that is summed or the columns."""
 
     def _has_pairs(self) -> bool:
         return self.shape.pair is not None and self.shape.rows == self.shape.pair
@@ -471,11 +509,15 @@ class ProductBuilder(Values):
             self._put(Accumulate(carried[s], "sum", lhs, rhs, depth))
 
     def _wanted(self, s: ir.Reduce, condition: ir.Node) -> ir.Node | None:
-        """Where the few rows there are want a row of the right operand: hidden units that no token keeps have weights that are not read."""
-        axes = {self.shape.rows, self.shape.depth}
-        if not self.by_columns or self._has_pairs() or len(self.sums) > 1 or set(condition.axes) != axes:
+        """Where the few rows there are want what is summed of the right operand, or a column of it: hidden units that no token keeps have
+        weights that are not read."""
+        if not self.by_columns or self._has_pairs():
             return None
         assert self.shape.rows is not None
+        if self.only is not None:
+            return ir.reduce("any", (self.shape.rows,), self._low(self.only))
+        if set(condition.axes) != {self.shape.rows, self.shape.depth} or len(self.sums) > 1:
+            return None
         return ir.reduce("any", (self.shape.rows,), condition)
 
     def _existing(self, x: ir.Node, axes: Iterable[str], stop: ir.Node | None) -> ir.Node:
@@ -524,7 +566,9 @@ class ProductBuilder(Values):
         own = [a for a in self.context.layout[buffer] if a not in dict(at)]
         checked = [a for a in own if a in self.ragged]
         checked += [a for a in self.ragged if a not in checked and any(a in e.axes for _, e in at)]  # rows that do not exist read nothing
-        wanted = self.wanted if self.shape.depth in own and self.shape.rows not in own else None
+        wanted = self.wanted
+        if wanted is not None and (self.shape.rows in own or not set(wanted.axes) <= set(own)):
+            wanted = None
         self._append(node, Load(node, buffer, at, (*checked, *(a for a, _ in at if a not in sound)), wanted))
 
     def _is_table(self, e: ir.Node) -> bool:

@@ -10,7 +10,7 @@ from . import ir
 from .algebra import factors, product, substitute
 from .outside import is_library
 from .plan import ROUTE, Buffer, Dtype, Library
-from .products import ProductBuilder, Shape, choose_stores, is_pair, is_product, is_ready, shape_of
+from .products import ProductBuilder, Shape, choose_stores, conditional_sums, is_pair, is_product, is_ready, shape_of
 from .selections import by_folds
 from .tasks import LEAVES, NotFused
 
@@ -294,6 +294,13 @@ def _plan_products(work: Work, left: dict[str, ir.Node], step: ir.Reduce, tables
         for n in ir.topological(left.values())
         if isinstance(n, ir.Reduce) and is_product(n, work.storable) and _alike(n, step, shape, work, extents, table)
     ]
+    if shape.pair is None and shape.rows is not None and work.context().few(shape.rows):
+        saved = {b.name for b in work.buffers.values() if b.role == "saved"}
+        work.conditional |= conditional_sums(left, sums, work.masks, saved)
+        some = work.conditional.get(step)
+        if some is not None and any(s not in work.conditional for s in sums):
+            some = None
+        sums = [s for s in sums if work.conditional.get(s) is some]
     taken: dict[str, None] = {}
 
     def fresh(n: ir.Node) -> str:
@@ -310,7 +317,7 @@ def _plan_products(work: Work, left: dict[str, ir.Node], step: ir.Reduce, tables
         wide = feature and shape.columns in n.axes and len(n.axes) > 1
         dtype: Dtype = _dtype(n) if n.kind != "real" else "input" if wide else "float32"
         work.buffers[name] = Buffer(name, work.order(n.axes), dtype, "temporary")
-    builder = ProductBuilder(work.context(), shape, sums, made, table)
+    builder = ProductBuilder(work.context(), shape, sums, made, table, work.conditional.get(sums[0]))
     written = "_".join([*made.stores, *made.totals])
     name = f"{work.direction}_{written}" if len(written) < 60 else f"{work.direction}_{next(iter([*made.stores, *made.totals]))}_and_others"
     work.kernels.append(builder.build(work.unused(name), _note(shape)))

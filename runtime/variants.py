@@ -62,10 +62,6 @@ class Extents:
     def fits(self, extents: Mapping[str, int]) -> bool:
         return all(extents[a] == n for a, n in self.whole) and all((extents[a] <= SMALL) == small for a, small in self.small)
 
-    def usual(self) -> dict[str, int]:
-        """Extents that fit."""
-        return {a: SMALL if small else SMALL + 1 for a, small in self.small} | dict(self.whole)
-
 
 @dataclass(frozen=True, slots=True)
 class Dependence:
@@ -80,7 +76,8 @@ class Dependence:
 
 @dataclass(frozen=True, slots=True)
 class VariantRecord:
-    """A variant as the cache keeps it. ``extents`` are those compiled in; ``inputs`` the order of the tensors of a call."""
+    """A variant as the cache keeps it. ``extents`` are those compiled in, ``made_for`` those of the call that it was made for;
+    ``inputs`` is the order of the tensors of a call."""
 
     chosen: Chosen
     extents: Extents
@@ -92,6 +89,7 @@ class VariantRecord:
     gradients: tuple[tuple[str, str], ...]
     differentiable: tuple[str, ...]
     forward: ProgramRecord
+    made_for: tuple[tuple[str, int], ...]
 
 
 def find_variant(call: Call, target: str) -> Variant | Unfused:
@@ -155,7 +153,7 @@ def _make(kernel: Kernel, chosen: Chosen, extents: Mapping[str, int]) -> Variant
         kept = {a for plan in (lowered.forward, _full_backward(lowered)) for k in plan.kernels for a in k.whole}
         tiled = lowered.tiled if chosen.target == "c" else set()
         dependence = Dependence(tuple(sorted(kept | lowered.by_extent)), tuple(sorted(tiled | lowered.small)))
-        made = _record(kernel, chosen, lowered, dependence.of(extents))
+        made = _record(kernel, chosen, lowered, dependence.of(extents), extents)
     _store(kernel, dependence, "dependence", chosen)
     _store(kernel, made, "variant", chosen, dependence.of(extents))
     return Variant(kernel, made, lowered) if isinstance(made, VariantRecord) else made
@@ -178,7 +176,7 @@ def _unfused(kernel: Kernel, chosen: Chosen, extents: Mapping[str, int], lowered
     return Unfused(tuple(lowered.reasons), tuple(extents.items()) if depends else ())
 
 
-def _record(kernel: Kernel, chosen: Chosen, lowered: Lowered, extents: Extents) -> VariantRecord:
+def _record(kernel: Kernel, chosen: Chosen, lowered: Lowered, extents: Extents, made_for: Mapping[str, int]) -> VariantRecord:
     assert lowered.forward is not None
     inputs = (*kernel.input_names, *lowered.outside)
     dtypes = concrete_dtypes(kernel, chosen, lowered)
@@ -194,6 +192,7 @@ def _record(kernel: Kernel, chosen: Chosen, lowered: Lowered, extents: Extents) 
         tuple(lowered.gradients.items()),
         tuple(lowered.differentiable),
         forward,
+        tuple(made_for.items()),
     )
 
 
@@ -316,14 +315,16 @@ class Variant:
         return found
 
     def lowered(self) -> Lowered:
-        """The compiler's view of the variant, made again where the variant came from the cache."""
+        """The compiler's view of the variant, made again where the variant came from the cache: for the same extents, as plans follow from
+        all of them."""
         if self._lowered is None:
-            self._lowered = lower_for(self.kernel, self.record.chosen, self.record.extents.usual())
+            self._lowered = lower_for(self.kernel, self.record.chosen, dict(self.record.made_for))
         return self._lowered
 
     def _backward_record(self, wanted: frozenset[str]) -> ProgramRecord:
         chosen, extents = self.record.chosen, self.record.extents
-        stored = _stored(self.kernel, "backward", chosen, extents, sorted(wanted))
+        parts = ("backward", chosen, extents, self.record.made_for, sorted(wanted))
+        stored = _stored(self.kernel, *parts)
         if isinstance(stored, ProgramRecord):
             return stored
         lowered = self.lowered()
@@ -332,7 +333,7 @@ class Variant:
             return self._backward_record(frozenset(self.record.differentiable))  # of that axis the extent is not compiled in
         dtypes = concrete_dtypes(self.kernel, chosen, lowered)
         made = generate(self.kernel, plan, chosen.target, dtypes, dict(extents.whole), dict(chosen.params))
-        _store(self.kernel, made, "backward", chosen, extents, sorted(wanted))
+        _store(self.kernel, made, *parts)
         return made
 
     def _backward_dims(self) -> dict[str, Dims]:

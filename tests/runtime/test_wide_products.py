@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -79,3 +84,35 @@ def test_weights_of_units_that_no_token_keeps_are_not_read() -> None:
     for quantity, found, wanted in both(made, {"x": x, "w_gate": gate, "w_up": up, "w_down": down}, {"threshold": 0.1}):
         assert bool(wanted.isfinite().all()), quantity
         close(quantity, found, wanted)
+
+
+CALL = """
+import sys
+import torch
+from tests.evidence.library import kernel
+from tests.runtime.test_routed import drawn
+
+made = kernel(sys.argv[1])
+sizes = {"t": int(sys.argv[2]), "d": 300, "f": 270, "n": 5}
+inputs = drawn(made, {a.name: sizes[a.name] for a in made.typed.axes})
+leaves = [x.float().requires_grad_() for x in inputs.values()]
+found = []
+for backend in ("c",) if sys.argv[3] == "forward" else ("c", "reference"):
+    y = made(*leaves, backend=backend)
+    y = y if isinstance(y, torch.Tensor) else y[0]
+    found.append(torch.autograd.grad(y.square().sum(), leaves) if sys.argv[3] == "backward" else ())
+for got, want in zip(*found) if len(found) == 2 else ():
+    assert (got - want).abs().max() < 1e-4 * want.abs().max()
+print("fine")
+"""
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("cats", 3), ("cats", 300), ("moe_swiglu", 40)])
+def test_gradients_after_the_forward_came_from_the_cache(name: str, tokens: int, tmp_path: Path) -> None:
+    """Another process made the forward, and asked for no gradients: these are planned for the same extents, on which plans depend."""
+    for part in ("forward", "backward"):
+        done = subprocess.run(
+            [sys.executable, "-c", CALL, name, str(tokens), part],
+            env={**os.environ, "WEFT_CACHE": str(tmp_path)}, capture_output=True, text=True, check=False, timeout=200,
+        )  # fmt: skip
+        assert done.stdout == "fine\n", done.stderr
