@@ -277,7 +277,7 @@ class KernelPrinter(Runs):
         lies_across = where is not None and len(tile.axes) == 2 and strides[1] != "1"
         if lies_across and where is not None:
             self.open(f"if ({strides[1]} != 1)")
-            self.copy_columns(function, tile, source, strides, where)
+            self.copy_columns(buffer, tile, source, strides, where)
             self.close()
             self.open("else")
         for axis in outer:
@@ -307,16 +307,18 @@ class KernelPrinter(Runs):
         if lies_across:
             self.close()
 
-    def copy_columns(self, function: str, tile: Tile, source: str, strides: list[str], where: ir.Node) -> None:
+    def copy_columns(self, buffer: str, tile: Tile, source: str, strides: list[str], where: ir.Node) -> None:
         """The columns of a tile that are wanted, one by one, where each lies together; the others are 0."""
         row, column = tile.axes
-        variable, count = self.axis_names[column], self.bound(column, False)
-        self.open(f"for (int {variable} = 0; {variable} < {tile.dims[1]}; {variable}++)")
-        wanted = wrap(self.expressions.show(where), ORDER)
-        self.put(
-            f"{function}({tile.name}[0] + {variable}, {tile.dims[0]}, 1, {tile.dims[1]}, {source} + {variable} * {strides[1]}, "
-            f"{strides[0]}, 0, {self.bound(row, False)}, {variable} < {count} && {wanted} ? 1 : 0);"
-        )
+        function = f"load_column_{self.dtypes[buffer]}"
+        self.functions.add(function)
+        variable = self.axis_names[column]
+        self.put(f"memset({tile.name}, 0, sizeof {tile.name});")
+        self.open(f"for (int {variable} = 0; {variable} < {self.bound(column, False)}; {variable}++)")
+        self.open(f"if ({self.expressions.show(where).text})")
+        start = f"{source} + {variable} * {strides[1]}"
+        self.put(f"{function}({tile.name}[0] + {variable}, {tile.dims[1]}, {start}, {strides[0]}, {self.bound(row, False)});")
+        self.close()
         self.close()
 
     def copy_rows(self, function: str, tile: Tile, source: str, strides: list[str], where: ir.Node) -> None:

@@ -379,6 +379,28 @@ LOAD_TILE(load_bfloat16, uint16_t, from_bfloat16)
         }                                                                                                                    \
     }
 
+//// load_column_float32
+LOAD_COLUMN(load_column_float32, float, )
+
+//// load_column_float16
+LOAD_COLUMN(load_column_float16, _Float16, from_float16)
+
+//// load_column_bfloat16
+LOAD_COLUMN(load_column_bfloat16, uint16_t, from_bfloat16)
+
+//// LOAD_COLUMN
+// One column of a tile: tile[r * tile_stride] = source[r * row_stride], for the rows that there are.
+#define LOAD_COLUMN(name, type, convert)                                                                                     \
+    static void name(float *tile, int tile_stride, const type *source, int64_t row_stride, int rows)                         \
+    {                                                                                                                        \
+        if (row_stride == 1)                                                                                                 \
+            for (int r = 0; r < rows; r++)                                                                                   \
+                tile[r * tile_stride] = convert(source[r]);                                                                  \
+        else                                                                                                                 \
+            for (int r = 0; r < rows; r++)                                                                                   \
+                tile[r * tile_stride] = convert(source[r * row_stride]);                                                     \
+    }
+
 //// prefetch_next
 // Asks memory for the tile whose rows follow those of this one, into the second cache, so that it is on its way while this one is worked
 // on: an expert's weights are read once or twice, and come from memory.
