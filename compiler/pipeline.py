@@ -458,8 +458,10 @@ class Work:
     """Selections that kernels make: the buffer, and the axes that are chosen from."""
 
     def is_short(self, node: ir.Node) -> bool:
-        """Whether a node is a selection that a kernel makes."""
-        return is_short(node, dict(self.lowered.hints.extents))
+        """Whether a node is a selection that a kernel makes. One over tokens is not, however few they are: their number changes from call
+        to call, and a kernel that holds all would be compiled for each."""
+        tokens = {a for r in self.lowered.routings for a in r.route.tokens}
+        return is_short(node, dict(self.lowered.hints.extents)) and not (isinstance(node, ir.Select) and tokens & set(node.over))
 
     def became(self, left: dict[str, ir.Node], replaced: dict[ir.Node, ir.Node]) -> dict[str, ir.Node]:
         """What is left to plan, some of its nodes being tensors now."""

@@ -104,8 +104,8 @@ class Buffer:
 @dataclass(frozen=True, slots=True)
 class Load:
     """``node`` <- buffer. ``at`` gives the index expression of a buffer axis that is not simply the axis' own index (int nodes,
-    indices not positions). An element outside the extent of an axis in ``checked`` reads as 0; so does one where ``where`` does not hold,
-    and its memory is not touched (but for those that a vector brings along)."""
+    indices not positions). An element outside the extent of an axis in ``checked`` reads as 0. Where ``where`` does not hold nobody needs
+    the element: its memory is left alone where it lies in a row of such, and it is 0 or what it is."""
 
     node: ir.Node
     buffer: str

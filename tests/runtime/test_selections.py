@@ -157,13 +157,6 @@ def test_what_a_kernel_chose_is_seen() -> None:
     assert torch.equal(seen.data, torch.zeros(6, 5, dtype=torch.bool).scatter_(1, best, True).T)
 
 
-def test_in_tritons_interpreter() -> None:
-    """In a process of its own: Triton decides at import whether it interprets."""
-    pytest.importorskip("triton")
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-
-
 INTERPRETED = """
 import os
 os.environ["TRITON_INTERPRET"] = "1"
@@ -179,3 +172,19 @@ tensors = torch.randn(9, 4, 5), torch.randn(4, 5)
 for got, want in zip(kernel(*tensors, backend="triton", strict=True), kernel(*tensors, backend="reference")):
     torch.testing.assert_close(got, want)
 """
+
+
+def test_in_tritons_interpreter() -> None:
+    """In a process of its own: Triton decides at import whether it interprets."""
+    pytest.importorskip("triton")
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_choice_of_tokens_is_not_compiled_for_their_number() -> None:
+    from weft.specs import moe_expert_choice
+
+    lowered = moe_expert_choice.lowered("c", dtype=torch.float32, extents={"t": 64, "d": 32, "n": 4, "f": 32}, params={"capacity": 4})
+    assert lowered.forward is not None
+    assert "Select" in {type(step.node).__name__ for step in lowered.forward.library}
+    assert "t" not in lowered.by_extent
