@@ -274,10 +274,10 @@ class KernelPrinter(Runs):
         if where is not None and len(tile.axes) == 2 and tile.axes[0] in where.axes:
             self.copy_rows(function, tile, source, strides, where)
             return
-        lies_across = where is not None and len(tile.axes) == 2 and strides[1] != "1"
-        if lies_across and where is not None:
+        across = where if len(tile.axes) == 2 and strides[1] != "1" else None
+        if across is not None:
             self.open(f"if ({strides[1]} != 1)")
-            self.copy_columns(buffer, tile, source, strides, where)
+            self.copy_columns(buffer, tile, source, strides, across)
             self.close()
             self.open("else")
         for axis in outer:
@@ -304,7 +304,7 @@ class KernelPrinter(Runs):
             )
         for _ in outer:
             self.close()
-        if lies_across:
+        if across is not None:
             self.close()
 
     def copy_columns(self, buffer: str, tile: Tile, source: str, strides: list[str], where: ir.Node) -> None:

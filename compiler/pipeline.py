@@ -385,7 +385,7 @@ def _plan(
     time = time.union(*(r.tokens | {r.pair} for r in lowered.routings))
     if lowered.in_products:
         time |= {a for a, extent in lowered.hints.extents if extent > WHOLE_LIMIT}
-    work = Work(lowered, direction, _buffers(lowered, outputs, known, direction, saved or {}), time=time, refinement=refinement)
+    work = Work(lowered, direction, _buffers(lowered, known, direction, saved or {}), time=time, refinement=refinement)
     stored: dict[ir.Node, ir.Node] = {n: _stored_as(n, b) for n, b in known.items() if isinstance(n, ir.Result)}
     left = {name: substitute(node, stored) for name, node in outputs.items()}
     plain = {n: b for n, b in known.items() if not isinstance(n, ir.Result)}
@@ -704,9 +704,7 @@ def _temporary_dtype(lowered: Lowered, task: Task, structure: Structure) -> Dtyp
     return _wide_dtype(lowered) if not task.sweeps and set(task.node.axes) & structure.whole else "float32"
 
 
-def _buffers(
-    lowered: Lowered, roots: dict[str, ir.Node], known: Mapping[ir.Node, Buffer], direction: str, saved: Mapping[str, Buffer]
-) -> dict[str, Buffer]:
+def _buffers(lowered: Lowered, known: Mapping[ir.Node, Buffer], direction: str, saved: Mapping[str, Buffer]) -> dict[str, Buffer]:
     kernel = lowered.graph.kernel
     buffers: dict[str, Buffer] = {}
     dtypes: dict[str, Dtype] = {"bool": "bool", "int": "int64"}
