@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+import weft
 from benchmarks.shapes import posed
 from weft.runtime import bench
 from weft.runtime.check_shapes import differentiable_inputs
@@ -172,8 +173,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _resident() -> int:
-    """Bytes that are resident once freed memory is back with the system, which only glibc can be asked for; the peak becomes that."""
+    """Bytes that are resident once freed memory is back with the system (PyTorch's: only glibc can be asked); the peak becomes that."""
     gc.collect()
+    weft.release_memory()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -20,17 +20,20 @@ what is swept, fused and saved, and its backward pass, follow as for any other.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 from ..dsl import typed
 from . import ir
-from .algebra import ONE, ZERO, add, factors, product, substitute, total, with_children
+from .algebra import ONE, ZERO, add, conjunction, factors, map_state, product, substitute, total, where, with_children
+from .chunk_scans import Scan, scanned_states
 from .recurrence import Versions
 from .structure import copied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 LEAST_GATE = -88.0
 """Log-decays below are taken for this one, which leaves 6e-39: -inf minus -inf, or 0 times -inf, would be no number."""
@@ -39,6 +42,8 @@ Summand = tuple[int, list[ir.Node]]
 """A sign and factors."""
 Signed = tuple[int, ir.Node]
 """A sign and a term."""
+Enter = Callable[[ir.State, list[ir.Node], tuple[str, ...], ir.Node | None], ir.Node]
+"""Makes what a step reads of the state before its chunk, from weights, the axes of a contraction, and where something is left of it."""
 
 
 class Unchunkable(Exception):
@@ -55,6 +60,10 @@ class Chunks:
     graph: ir.Graph
     per_feature: bool
     """Whether a decay varies along an axis that a read sums: a pair of steps has no one weight then, and short chunks are better."""
+    counts: bool
+    """Whether steps need their own numbers, which are counted from 0."""
+    counts_all: bool
+    """Whether steps need to know how many there are."""
 
 
 def find_chunks(graph: ir.Graph, length: int) -> Chunks:
@@ -70,9 +79,13 @@ def find_chunks(graph: ir.Graph, length: int) -> Chunks:
 
 @dataclass(frozen=True, slots=True)
 class _Decayed:
-    """A state as it was before the step, times exp(``log_decay``) (finite; None: 1), plus summands."""
+    """A state as it was before the step, times exp(``log_decay``) (finite; None: 1), plus summands.
+
+    ``lost`` (None: never) is 1 where it begins anew instead, else 0. No exponential is 0, and 0 times what is lost may be nan.
+    """
 
     log_decay: ir.Node | None
+    lost: ir.Node | None
     added: tuple[Summand, ...]
 
 
@@ -97,15 +110,15 @@ class _Maker:
     time: str
     length: int
     per_feature: bool = False
+    counts: bool = False
+    counts_all: bool = False
     _placed: dict[ir.Node, ir.Node] = field(default_factory=dict)
     _keyed: dict[ir.Node, ir.Node] = field(default_factory=dict)
     _steps: dict[str, _Decayed] = field(default_factory=dict)
     _corrections: dict[ir.Node, ir.Input] = field(default_factory=dict)
     """What stands for the values that a step reads of states to write something, by the reads."""
+    _scans: dict[str, Scan] = field(default_factory=dict)
     _versions: Versions = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._versions = Versions(self.graph)
 
     @property
     def chunk(self) -> str:
@@ -122,19 +135,29 @@ class _Maker:
                 raise Unchunkable(f"some steps of {name} are left out")
             if s.init is not None and self._depends_on_time(s.init):
                 raise Unchunkable(f"what {name} begins with depends on the steps")
-            self._steps[name] = self._decayed(name, len(s.updates))
-        outer = {name: self._outer(s) for name, s in self.graph.states.items()}
+        self.graph, self._scans = scanned_states(self.graph, self.time, self._unused)
+        self._versions = Versions(self.graph)
+        contracted = {name: s for name, s in self.graph.states.items() if name not in self._scans}
+        self._steps = {name: self._decayed(name, len(s.updates)) for name, s in contracted.items()}
+        outer = {name: self._outer(s) for name, s in contracted.items()}
         outputs = {name: self._output(name, node) for name, node in self.graph.outputs.items()}
         solved, values = self._solved()
-        states = solved | {name: replace(s, updates=tuple(substitute(x, values) for x in s.updates)) for name, s in outer.items()}
+        states = solved | {name: map_state(s, partial(substitute, replacement=values)) for name, s in outer.items()}
         outputs = {name: substitute(node, values) for name, node in outputs.items()}
+        levels = {
+            n: scan.in_two_levels(self.time, self.chunk, self._placed_at, self._unused, self._alive) for n, scan in self._scans.items()
+        }
+        scanned = {self._placed_at(x): y for n, scan in self._scans.items() for x, y in zip(scan.stands, levels[n].values, strict=True)}
+        states |= {name: s for made in levels.values() for name, s in made.states.items()}
+        states = {name: map_state(s, partial(substitute, replacement=scanned)) for name, s in states.items()}
+        outputs = {name: substitute(node, scanned) for name, node in outputs.items()}
         names = {self._placed[n]: name for n, name in self.graph.names.items() if n in self._placed}
         for name, step in self._steps.items():
             if step.log_decay is not None:
-                names[self._until(step.log_decay, self.graph.states[name].reverse)] = f"decay_{name}"
+                names[self._since(step, self.graph.states[name].reverse, inclusive=True)] = f"decay_{name}"
         names |= {node: leaf.name for leaf, node in values.items() if isinstance(leaf, ir.Input)}
         graph = ir.Graph(self._declared(), outputs, states, names)
-        return Chunks(self.time, self.chunk, self.key, graph, self.per_feature)
+        return Chunks(self.time, self.chunk, self.key, graph, self.per_feature, self.counts, self.counts_all)
 
     def _depends_on_time(self, x: ir.Node) -> bool:
         about = [n.axis for n in ir.topological([x]) if isinstance(n, ir.Position | ir.Size)]
@@ -155,16 +178,25 @@ class _Maker:
         if not isinstance(own, ir.StateValue) or own.name != name:
             raise Unchunkable(f"the step of {name} keeps another state")
         written = [(sign, [self._corrected(n, name) for n in f]) for sign, f in summands if f is not kept[0]]
-        if any(sum(n in self._corrections.values() for n in f) > 1 for _, f in written):
+        reads = {*self._corrections.values()}
+        if any(sum(not reads.isdisjoint(ir.topological([n])) for n in f) > 1 for _, f in written):
             raise Unchunkable(f"what {name} takes is a product of what is read of states")
-        logs = [self._placed_at(_logarithm(f)) for f in others if f is not ONE]
+        decays = [_kept(f) for f in others if f is not ONE]
+        log = self._placed_at(total((1, log) for log, _ in decays))
+        lost = _any([ended for _, ended in decays if ended is not None])
         added = tuple((sign, [self._placed_at(n) for n in f]) for sign, f in written)
-        return _Decayed(ir.pointwise("max", total((1, x) for x in logs), ir.const(LEAST_GATE)) if logs else None, added)
+        return _Decayed(
+            None if log is ZERO else ir.pointwise("max", log, ir.const(LEAST_GATE)),
+            None if lost is None else self._placed_at(_indicator(lost)),
+            added,
+        )
 
     def _corrected(self, factor: ir.Node, name: str) -> ir.Node:
         """A factor of what a state takes, with an input of the step in place of what it reads of states."""
         if not any(isinstance(n, ir.StateValue) for n in ir.topological([factor])):
             return factor
+        if isinstance(factor, ir.Pointwise) and factor.op == "where" and factor.args[2] is ZERO and not _has_states(factor.args[0]):
+            return where(factor.args[0], self._corrected(factor.args[1], name), ZERO)
         contraction = isinstance(factor, ir.Reduce) and factor.op == "sum" and factor.where is None
         if not isinstance(factor, ir.Reduce) or not contraction or sum(isinstance(f, ir.StateValue) for f in factors(factor.x)) != 1:
             raise Unchunkable(f"what {name} takes depends on states in another way than by a contraction")
@@ -218,8 +250,8 @@ class _Maker:
         assert isinstance(n, ir.Reduce)
         sources: list[tuple[str, tuple[str, ...], ir.Node]] = []
 
-        def enter(s: ir.State, weights: list[ir.Node], over: tuple[str, ...]) -> ir.Node:
-            sources.append((s.name, over, product(weights)))
+        def enter(s: ir.State, weights: list[ir.Node], over: tuple[str, ...], condition: ir.Node | None) -> ir.Node:
+            sources.append((s.name, over, product([*weights, *([] if condition is None else [_indicator(condition)])])))
             return ZERO
 
         free: list[Signed] = []
@@ -275,6 +307,30 @@ class _Maker:
 
     # Decays ----------------------------------------------------------------------------------------------------------
 
+    def _since(self, step: _Decayed, reverse: bool, inclusive: bool) -> ir.Node:
+        """The log-decays of a state added up to every step, from where it was lost last."""
+        assert step.log_decay is not None
+        if step.lost is None:
+            return self._until(step.log_decay, reverse) if inclusive else self._after(step.log_decay, not reverse)
+        ended = self._until(step.lost, reverse)
+        same = ir.pointwise("eq", self._at_key(ended), ended if inclusive else self._after(step.lost, not reverse))
+        return ir.reduce("sum", [self.key], self._at_key(step.log_decay), conjunction([self._seen(reverse, inclusive), same]))
+
+    def _left(self, step: _Decayed, reverse: bool) -> ir.Node:
+        """The log-decays of a state added up behind every step, to where it is lost next."""
+        assert step.log_decay is not None
+        if step.lost is None:
+            return self._after(step.log_decay, reverse)
+        ended = self._until(step.lost, reverse)
+        same = ir.pointwise("eq", self._at_key(ended), ended)
+        return ir.reduce("sum", [self.key], self._at_key(step.log_decay), conjunction([self._seen(not reverse, inclusive=False), same]))
+
+    def _alive(self, lost: ir.Node, reverse: bool) -> dict[str, ir.Node]:
+        """See ``chunk_scans.Alive``."""
+        count = _indicator(lost)
+        until, before, whole = self._until(count, reverse), self._after(count, not reverse), self._whole(count)
+        return {"before": _is_zero(before), "after": _is_zero(until), "last": _is_zero(whole)}
+
     def _until(self, log_decay: ir.Node, reverse: bool) -> ir.Node:
         """The log-decays of a chunk added up to every step."""
         if self.time not in log_decay.axes:
@@ -314,8 +370,12 @@ class _Maker:
         if step.log_decay is not None:
             whole = self._whole(step.log_decay)
             kept = ir.pointwise("mul", ir.pointwise("exp", whole), before)
-            weight = [ir.pointwise("exp", self._after(step.log_decay, s.reverse))]
-        written = [(sign, ir.reduce("sum", [self.time], product([*weight, *f]))) for sign, f in step.added]
+            weight = [ir.pointwise("exp", self._left(step, s.reverse))]
+        lasting: ir.Node | None = None
+        if step.lost is not None:
+            kept = where(_is_zero(self._whole(step.lost)), kept, ZERO)
+            lasting = _is_zero(self._after(step.lost, s.reverse))
+        written = [(sign, ir.reduce("sum", [self.time], product([*weight, *f]), lasting)) for sign, f in step.added]
         return replace(s, along=(self.chunk,), updates=(total([(1, kept), *written]),))
 
     # Reads -----------------------------------------------------------------------------------------------------------
@@ -344,13 +404,18 @@ class _Maker:
             raise Unchunkable(f"a state is read by {n.op}")
         return total(part for sign, parts in _expanded(n.x) for part in self._read_one(sign, parts, n.over, self._entered))
 
-    def _entered(self, s: ir.State, weights: list[ir.Node], over: tuple[str, ...]) -> ir.Node:
+    def _entered(self, s: ir.State, weights: list[ir.Node], over: tuple[str, ...], condition: ir.Node | None) -> ir.Node:
         """What a step reads of the state before its chunk."""
-        return _contracted([*weights, self._state_before(s.name)], over)
+        return _if(condition, _contracted([*weights, self._state_before(s.name)], over))
 
-    def _read_one(
-        self, sign: int, parts: list[ir.Node], over: tuple[str, ...], enter: Callable[[ir.State, list[ir.Node], tuple[str, ...]], ir.Node]
-    ) -> Iterable[Signed]:
+    def _read_one(self, sign: int, parts: list[ir.Node], over: tuple[str, ...], enter: Enter) -> Iterable[Signed]:
+        condition, parts = _conditions(parts)
+        if condition is not None and not set(over) & set(condition.axes):
+            yield from ((n, where(condition, x, ZERO)) for n, x in self._read_always(sign, parts, over, enter))
+        else:
+            yield from self._read_always(sign, parts if condition is None else [_indicator(condition), *parts], over, enter)
+
+    def _read_always(self, sign: int, parts: list[ir.Node], over: tuple[str, ...], enter: Enter) -> Iterable[Signed]:
         states = [f for f in parts if isinstance(f, ir.StateValue)]
         others = [f for f in parts if f not in states]
         if not states and not any(self._has_states(f) for f in others):
@@ -370,8 +435,8 @@ class _Maker:
         until: ir.Node | None = None
         between: list[ir.Node] = []
         if step.log_decay is not None:
-            written = self._until(step.log_decay, s.reverse)
-            until = written if inclusive else self._after(step.log_decay, not s.reverse)
+            written = self._since(step, s.reverse, inclusive=True)
+            until = self._since(step, s.reverse, inclusive)
             if own.log_decay is not None and not inclusive:
                 until = ir.pointwise("add", until, own.log_decay)
             gates = ir.pointwise("sub", until, self._at_key(written))
@@ -379,8 +444,15 @@ class _Maker:
                 gates = ir.pointwise("where", self._apart(s.reverse), gates, own.log_decay or ZERO)
             between = [ir.pointwise("exp", gates)]
             self.per_feature |= bool(set(between[0].axes) & set(over))
-        yield sign, enter(s, [*others, *([] if until is None else [ir.pointwise("exp", until)])], over)
+        alive: ir.Node | None = None
         seen = self._seen(s.reverse, inclusive=False)
+        if step.lost is not None:
+            lost = self._until(step.lost, s.reverse)
+            ended = lost if inclusive else self._after(step.lost, not s.reverse)
+            still = None if inclusive or own.lost is None else _is_zero(own.lost)
+            alive = conjunction([_is_zero(ended), still])
+            seen = conjunction([seen, ir.pointwise("eq", ended, self._at_key(lost)), still])
+        yield sign, enter(s, [*others, *([] if until is None else [ir.pointwise("exp", until)])], over, alive)
         for own_sign, f in step.added:
             keys = [self._at_key(x) for x in f]
             pair = [*others, *keys, *between]
@@ -409,8 +481,12 @@ class _Maker:
                 return ir.make(ir.Input, (*axes, self.chunk), n.kind, name)
             case ir.StateValue():
                 return n
-            case ir.Position(axis=axis) | ir.Size(axis=axis) if axis == self.time:
-                raise Unchunkable("a step needs its own number, or how many there are")
+            case ir.Position(axis=axis) if axis == self.time:
+                self.counts = True
+                return ir.pointwise("add", ir.pointwise("mul", ir.position(self.chunk), ir.const(self.length)), n)
+            case ir.Size(axis=axis) if axis == self.time:
+                self.counts_all = True
+                return ir.pointwise("mul", ir.size(self.chunk), ir.const(self.length))
             case ir.Read(at=at) if self.time in {a for a, _ in at}:
                 raise Unchunkable("other steps are read")
             case ir.Reduce(over=over) | ir.Select(over=over) if self.time in over:
@@ -457,6 +533,10 @@ class _Maker:
         return replace(kernel, inputs=inputs, outputs=outputs, axes=tuple(axes))
 
 
+def _is_zero(count: ir.Node) -> ir.Node:
+    return ir.pointwise("eq", count, ZERO)
+
+
 def _next(axis: str) -> ir.Node:
     return ir.pointwise("add", ir.position(axis), ir.const(1))
 
@@ -471,7 +551,7 @@ def _contracted(parts: list[ir.Node], over: tuple[str, ...]) -> ir.Node:
 
 def _expanded(x: ir.Node) -> list[Summand]:
     """The summands of an expression, multiplied out where that takes states out of brackets."""
-    if not any(isinstance(n, ir.StateValue) for n in ir.topological([x])):
+    if not _has_states(x):
         return [(1, list(factors(x)))]
     match x:
         case ir.Pointwise(op="add", args=(a, b)):
@@ -484,10 +564,54 @@ def _expanded(x: ir.Node) -> list[Summand]:
             return [(m * n, [*f, *g]) for m, f in _expanded(a) for n, g in _expanded(b)]
         case ir.Reduce(op="sum", over=over, x=inner, where=None):
             return [(sign, factors(_contracted(f, over))) for sign, f in _expanded(inner)]
-        case ir.Pointwise(op="div", args=(a, b)) if not any(isinstance(n, ir.StateValue) for n in ir.topological([b])):
+        case ir.Pointwise(op="where", args=(c, a, b)) if not _has_states(c):
+            return [*_where(c, a), *_where(ir.pointwise("not", c), b)]
+        case ir.Pointwise(op="div", args=(a, b)) if not _has_states(b):
             return [(sign, [*f, ir.pointwise("div", ONE, b)]) for sign, f in _expanded(a)]
         case _:
             return [(1, [x])]
+
+
+def _where(condition: ir.Node, x: ir.Node) -> list[Summand]:
+    """The summands of an expression that is 0 where the condition is false."""
+    if _has_states(x):
+        return [(sign, [_indicator(condition), *f]) for sign, f in _expanded(x)]
+    return [] if x is ZERO else [(1, [where(condition, x, ZERO)])]
+
+
+def _indicator(condition: ir.Node) -> ir.Node:
+    return where(condition, ONE, ZERO)
+
+
+def _conditions(parts: list[ir.Node]) -> tuple[ir.Node | None, list[ir.Node]]:
+    """(what indicators among factors ask for, the other factors)."""
+    found = [f for f in parts if isinstance(f, ir.Pointwise) and f.op == "where" and f.args[1:] == (ONE, ZERO)]
+    return ir.conjunction(f.args[0] for f in found), [f for f in parts if f not in found]
+
+
+def _any(conditions: list[ir.Node]) -> ir.Node | None:
+    return reduce(partial(ir.pointwise, "or"), conditions) if conditions else None
+
+
+def _if(condition: ir.Node | None, x: ir.Node) -> ir.Node:
+    return x if condition is None else where(condition, x, ZERO)
+
+
+def _has_states(x: ir.Node) -> bool:
+    return any(isinstance(n, ir.StateValue) for n in ir.topological([x]))
+
+
+def _kept(decay: ir.Node) -> tuple[ir.Node, ir.Node | None]:
+    """(the logarithm of a factor that is 0 or positive, where it is 0; None: nowhere). Raises ``Unchunkable``."""
+    match decay:
+        case ir.Const(value=0):
+            return ZERO, ir.const(True)
+        case ir.Pointwise(op="where", args=(c, a, b)):
+            (x, first), (y, second) = _kept(a), _kept(b)
+            ended = [conjunction([on, z]) for on, z in ((c, first), (ir.pointwise("not", c), second)) if z is not None]
+            return where(c, x, y), _any(ended)
+        case _:
+            return _logarithm(decay), None
 
 
 def _logarithm(decay: ir.Node) -> ir.Node:

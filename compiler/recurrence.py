@@ -8,6 +8,7 @@ outside and reads what the recurrence stores of every step.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -47,9 +48,21 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
     ended: dict[str, ir.Node] = {}
     number = count(1)
     postponed: set[Key] = set()
+    bare: set[Key] = set()
     while groups:
-        key, carries = _next_group(groups, postponed)
+        ready = _ready(groups)
+        if not ready:
+            parts = {(*key[:2], next(number)): part for key, carries in groups.items() for part in _components(carries)}
+            groups, ready = parts, _ready(parts)
+        key, carries = _first(ready, groups, postponed)
         del groups[key]
+        inner = _features(graph, key[0])
+        apart = _components(carries)
+        columns = columns_of(carries, key[0], inner, fixed)
+        if columns is None and any(columns_of(part, key[0], inner, fixed) for part in apart):
+            split: Groups = {(*key[:2], next(number)): part for part in apart}
+            groups, bare = split | groups, bare | split.keys()
+            continue
         waiting = {f"{c.name} of {n}": c for n, cs in enumerate(groups.values()) for c in cs}
         everything = roots | {name: c.next for name, c in waiting.items()}
         everything |= {f"start {name}": c.start for name, c in waiting.items() if c.start is not None}
@@ -60,14 +73,10 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
         wanted = {f for f in finals.values() if f in {c.name for c in carries}}
         shapes = _shapes(graph, outputs)
 
-        def carver(shapes: list[tuple[str, ...]], key: Key = key, carries: tuple[ir.Carry, ...] = tuple(carries)) -> Carver:
-            inner = _features(graph, key[0])
-            return Carver(key[0], key[1], carries, shapes, inner=inner, columns=columns_of(list(carries), key[0], inner, fixed))
-
+        carver = partial(Carver, *key[:2], tuple(carries), inner=inner, columns=columns, bare=key in bare)
         try:
             carved = carver(shapes).carve(everything, wanted)
         except NotFused:
-            apart = _components(carries)
             if len(apart) > 1:
                 groups = {(*key[:2], next(number)): part for part in apart} | groups
                 continue
@@ -168,12 +177,16 @@ def _components(carries: list[ir.Carry]) -> list[list[ir.Carry]]:
     return [[c for c in carries if c.name in order.nodes[n]["members"]] for n in nx.topological_sort(order)]
 
 
-def _next_group(groups: Groups, postponed: set[Key]) -> tuple[Key, list[ir.Carry]]:
-    """States whose steps need no state of another group; those first that another group needs, and last those postponed."""
-    ready = [(key, carries) for key, carries in groups.items() if _used(carries) <= {c.name for c in carries}]
+def _ready(groups: Groups) -> Groups:
+    """States whose steps need no state of another group."""
+    return {key: carries for key, carries in groups.items() if _used(carries) <= {c.name for c in carries}}
+
+
+def _first(ready: Groups, groups: Groups, postponed: set[Key]) -> tuple[Key, list[ir.Carry]]:
+    """Of the states that are ready, those that another group needs; last those postponed."""
     if not ready:
         raise NotFused("states along different axes need each other")
-    return min(ready, key=lambda group: (group[0] in postponed, not _users(group[1], groups)))
+    return min(ready.items(), key=lambda group: (group[0] in postponed, not _users(group[1], groups)))
 
 
 def _used(carries: Iterable[ir.Carry]) -> set[str]:
@@ -302,7 +315,9 @@ class Carver:
     inner: frozenset[str] = frozenset()
     """Axes that lie innermost in every input with a time axis that has them: features rather than heads."""
     columns: str | None = None
-    """See ``ir.Body``: what such steps do not need themselves is made of all of their states at once."""
+    """See ``ir.Body``."""
+    bare: bool = False
+    """Whether what steps do not need themselves is made of all of their states at once."""
     inside: set[ir.Node] = field(default_factory=set)
     after: set[ir.Node] = field(default_factory=set)
     """What needs results of other steps."""
@@ -312,7 +327,8 @@ class Carver:
     """Axes of states that may be stored of every step."""
 
     def __post_init__(self) -> None:
-        self.stored = [(*c.axes, *self.along) for c in self.states] if self.columns else []
+        self.bare = self.bare or self.columns is not None
+        self.stored = [(*c.axes, *self.along) for c in self.states] if self.bare else []
 
     def carve(self, roots: Roots, finals: Iterable[str] = ()) -> Carved:
         roots = {name: self._by_steps(self._outward(node)) for name, node in roots.items()}
@@ -392,7 +408,7 @@ class Carver:
                 continue
             below = [c for c in ir.children(n) if c in self.inside]
             foreign = set(n.axes) - usual and all(self._storable(c) for c in below)
-            later = self.columns is not None and all(self._storable(c) for c in below)
+            later = self.bare and all(self._storable(c) for c in below)
             if foreign or later or self._adds_rows(n, below) or any(c in self.after for c in ir.children(n)):
                 self.inside.discard(n)
                 self.after.add(n)
@@ -492,7 +508,8 @@ class Carver:
 
     def _cut(self, n: ir.Node, c: ir.Node, values: dict[ir.Node, str], totals: dict[ir.Node, ir.Reduce]) -> None:
         """``n`` outside needs ``c`` of every step: its factors are stored where that can be, else the sum is made step by step."""
-        if self._storable(c) or (isinstance(n, ir.Reduce) and n.op == "sum" and not set(self.along) <= set(n.over)):
+        summed = isinstance(n, ir.Reduce) and n.op == "sum" and not set(self.along) <= set(n.over)
+        if c.kind == "real" and (self._storable(c) or summed):
             values.setdefault(c, "")
             return
         match n:

@@ -156,18 +156,10 @@ def check_initial(kernel: Kernel, initial: object, bound: Bound) -> dict[str, Te
     return dict(initial)
 
 
-def check_unsupported(
-    kernel: Kernel, cu_seqlens: object, history: object, initial: object, return_final: bool, deterministic: bool
-) -> None:
+def check_unsupported(kernel: Kernel, cu_seqlens: object, history: object, return_final: bool, deterministic: bool) -> None:
     """Raises for the parts of a call that the language promises and no class of kernels can do yet."""
     if cu_seqlens is not None and not isinstance(cu_seqlens, Mapping):
         raise errors.BadOption(kernel.name, "cu_seqlens", "a dict of axis names and tensors", cu_seqlens)
-    if cu_seqlens and (initial or return_final):
-        raise errors.NotSupported(
-            kernel.name,
-            "states that go into or come out of packed sequences (cu_seqlens= with initial= or return_final=) are",
-            "They are planned; until then, call the kernel on each sequence by itself.",
-        )
     if history is not None and not isinstance(history, Mapping):
         raise errors.BadOption(kernel.name, "history", "a dict of tensors", history)
     if history:

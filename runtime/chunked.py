@@ -83,16 +83,19 @@ def split(call: Call) -> tuple[Call, Call | None] | None:
     if isinstance(kernel, str):
         return None
     time = kernel.chunks.time
+    if kernel.chunks.counts and call.origin.get(time):
+        return None
     steps = call.bound.extents[time]
     whole = steps // kernel.length * kernel.length
     if whole < FEWEST * kernel.length:
         return None
     if whole == steps:
         return in_chunks(call, kernel), None
-    if any(s.reverse for s in call.kernel.graph.states.values()):
+    if kernel.chunks.counts_all or any(s.reverse for s in call.kernel.graph.states.values()):
         return None
     chunks, rest = _part(call, time, 0, whole), _part(call, time, whole, steps)
-    return in_chunks(replace(chunks, return_final=True), kernel), replace(rest, initial={})
+    origin = {**call.origin, time: whole} if kernel.chunks.counts else call.origin
+    return in_chunks(replace(chunks, return_final=True), kernel), replace(rest, initial={}, origin=origin)
 
 
 def _part(call: Call, time: str, start: int, stop: int) -> Call:

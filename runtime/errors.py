@@ -147,6 +147,17 @@ class BadSequences(CallError):
         super().__init__(f"{kernel}: cu_seqlens['{axis}'] {what}. {mend}")
 
 
+class BadInitial(CallError):
+    """Initial values of packed sequences that are not one for each."""
+
+    def __init__(self, kernel: str, state: str, sequences: int, value: object) -> None:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        super().__init__(
+            f"{kernel}: initial['{state}'] of packed sequences has them as its first dimension, here {sequences}, not {found}. "
+            f"Stack a value for every sequence with torch.stack."
+        )
+
+
 class BadOrigin(CallError):
     def __init__(self, kernel: str, axis: str, value: object) -> None:
         super().__init__(

@@ -144,25 +144,25 @@ class Kernel:
         ``origin`` the first position along an axis. ``initial`` starts states at given values; with ``return_final``
         the result is a pair of what it is otherwise and a dict of final values, which the next call takes as
         ``initial``. ``cu_seqlens`` gives the bounds of sequences packed along the time axis of a recurrence, whose states begin
-        anew with each. ``backend`` is ``"triton"`` (default on GPUs), ``"c"`` (default on CPUs) or ``"reference"``; what no
+        anew with each; initial and final values, and outputs without that axis, then have the sequences as their first
+        dimension. ``backend`` is ``"triton"`` (default on GPUs), ``"c"`` (default on CPUs) or ``"reference"``; what no
         generated kernel covers runs as PyTorch, and with ``strict`` raises ``NotFused``. float64 inputs always run as
         the reference, because generated kernels compute in float32. Raises ``CallError`` for arguments that the
         declaration does not allow and ``NotSupported`` for what this version cannot do.
         """
         from .execute import execute, traced_call
 
-        arguments.check_unsupported(self, cu_seqlens, history, initial, return_final, deterministic)
+        arguments.check_unsupported(self, cu_seqlens, history, return_final, deterministic)
         inputs = arguments.named_inputs(self, tensors, named)
         if cu_seqlens:
-            from .packed import packed
+            from .packed import Options, call_packed
 
-            made, inputs = packed(self, inputs, cu_seqlens)
-            return made(**inputs, **named, sizes=sizes, origin=origin, backend=backend, strict=strict)
+            return call_packed(self, inputs, named, cu_seqlens, Options(sizes, origin, initial, return_final, backend, strict))
         if torch.compiler.is_dynamo_compiling():
             values = traced_call(self.key, inputs, named, sizes, origin, initial, return_final, backend, strict)
-            return self._result(values, return_final)
+            return self.result_of(values, return_final)
         call = self.prepare(inputs, named, sizes, origin, initial, return_final, backend, strict)
-        return self._result(execute(call), return_final)
+        return self.result_of(execute(call), return_final)
 
     def reference(
         self,
@@ -251,7 +251,8 @@ class Kernel:
 
         return check_kernel(self, **options)
 
-    def _result(self, values: Sequence[Tensor], return_final: bool) -> Result:
+    def result_of(self, values: Sequence[Tensor], return_final: bool) -> Result:
+        """What a call returns, from the outputs and, with ``return_final``, the final values of the states."""
         count = len(self.output_names)
         result = values[0] if self._tuple is None else self._tuple(*values[:count])
         return (result, dict(zip(self.states, values[count:], strict=True))) if return_final else result

@@ -22,7 +22,7 @@ from ..compiler.choices import current as watched
 from ..compiler.choices import note
 from ..compiler.plan import Buffer, with_derived
 from .build import BUFFER_DTYPES, Launch, ProgramRecord, load_program
-from .huge_pages import advise
+from .memory import allocate
 
 Dims = tuple[tuple[str, ...], ...]
 Shape = tuple[int, ...]
@@ -79,10 +79,7 @@ class Program:
             if len(self._prepared) >= _REMEMBERED:
                 self._prepared.clear()
             prepared = self._prepared[key] = self._prepare(dict(zip(self.axes, extents, strict=True)), given)
-        made = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in zip(prepared.shapes, self._made_dtypes, strict=True)]
-        if device.type == "cpu":
-            for tensor in made:
-                advise(tensor)
+        made = [allocate(shape, dtype, device) for shape, dtype in zip(prepared.shapes, self._made_dtypes, strict=True)]
         tensors = [*given, *made]
         for launch in prepared.launches:
             launch(tensors, origin, params)

@@ -20,8 +20,9 @@ from .runtime.version import __version__
 if TYPE_CHECKING:
     from .runtime.check import check_kernel as check
     from .runtime.generated import build
+    from .runtime.memory import release_memory
 
-__all__ = ["Kernel", "Namespace", "__version__", "build", "check", "errors", "load", "loads"]
+__all__ = ["Kernel", "Namespace", "__version__", "build", "check", "errors", "load", "loads", "release_memory"]
 
 import_hook.install()
 
@@ -36,4 +37,8 @@ def __getattr__(name: str) -> Any:
             from .runtime.check import check_kernel
 
             return check_kernel
+        case "release_memory":
+            from .runtime.memory import release_memory
+
+            return release_memory
     raise AttributeError(f"module 'weft' has no attribute {name!r}")

@@ -226,11 +226,11 @@ CASES: dict[str, Case] = {
         errors.NotSupported,
         "attend: packed sequences along i, where no state goes, are not supported yet. Call the kernel on each sequence by itself.",
     ),
-    "packed with states": (
-        lambda: decay(torch.ones(2, 3, 4), torch.ones(2, 3), return_final=True, cu_seqlens={"t": torch.tensor([0, 3])}),
-        errors.NotSupported,
-        "decay: states that go into or come out of packed sequences (cu_seqlens= with initial= or return_final=) are not supported yet. "
-        "They are planned; until then, call the kernel on each sequence by itself.",
+    "packed with one state": (
+        lambda: decay(torch.ones(2, 3, 4), torch.ones(2, 3), initial={"h": torch.ones(2, 4)}, cu_seqlens={"t": torch.tensor([0, 2, 2, 3])}),
+        errors.BadInitial,
+        "decay: initial['h'] of packed sequences has them as its first dimension, here 3, not shape (2, 4). Stack a value for every "
+        "sequence with torch.stack.",
     ),
     "bounds of floats": (
         lambda: decay(torch.ones(2, 3, 4), torch.ones(2, 3), cu_seqlens={"t": torch.tensor([0.0, 3.0])}),

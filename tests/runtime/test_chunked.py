@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from tests.evidence.test_gates import LEVELS, LOGS, gated
 from weft.runtime.check import check_kernel, render
 from weft.runtime.chunked import LENGTH, SHORT_LENGTH, ChunkedKernel
 from weft.runtime.explain import explain
+from weft.runtime.packed import PackedKernel
 from weft.runtime.problem import Usual, pose
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ SHIPPED = {
     **dict.fromkeys("delta_rule gated_delta comba iplr".split(), LENGTH),
     **dict.fromkeys("gla gla_bidirectional hgrn2 rwkv5 rwkv6 gsa selective_scan".split(), SHORT_LENGTH),
     **dict.fromkeys("kda gdn2 rwkv7".split(), SHORT_LENGTH),
+    **dict.fromkeys("hgrn min_gru min_lstm mlgru mlgru_released rg_lru rwkv4 mlstm".split(), LENGTH),
 }
 
 HEAD = "kernel spec(q[b,h,t,d], k[b,h,t,d], v[b,h,t,e], g[b,h,t], f[b,h,t,d], u[h,d]) -> o[b,h,t,e]:\n    state S[b,h,d,e] along t\n"
@@ -63,6 +66,39 @@ SPELT = {
         "    state R[b,h,d,e] along t reverse\n    R <- exp(-abs(g)) * R + q * (v - sum[d](q * R)) / 8\n"
         "    S <- S + k * (v - sum[d](k * S)) / 8\n    o = sum[d](q * S) + sum[d](k * R)"
     ),
+    "a state that is lost": "    S <- where(g > 1, 0, exp(-abs(g))) * S + k * v\n    o = sum[d](q * S)",
+    "a state that is lost before it decays": "    S <- exp(-abs(g)) * where(g > 1, 0, S) + k * v\n    o = sum[d](q * S)",
+    "a lost state read before the write": "    S <- where(g < -1, 0, S)\n    o = sum[d](q * S)\n    S <- exp(-abs(f)) * S + k * v",
+    "a lost state read before it is lost": "    o = sum[d](q * S)\n    S <- where(abs(g) < 1, S * exp(-abs(g)), 0) + k * v",
+    "a correction of a state that is lost": "    S <- where(g > 1, 0, S)\n    S <- S + k * (v - sum[d](k * S)) / 8\n    o = sum[d](q * S)",
+    "a state that begins with something else": "    S <- where(g > 1, u * v, exp(-abs(g)) * S) + k * v\n    o = sum[d](q * S)",
+    "a position": "    S <- exp(-abs(g)) * S + t * k * v / 64\n    o = sum[d](q * S)",
+    "how many steps there are": "    S <- exp(-abs(g)) * S + k * v / size(t)\n    o = sum[d](q * S)",
+    "a running maximum": (
+        "    state m[b,h] along t\n    old = m\n    m <- max(m - abs(g), g)\n"
+        "    S <- exp(old - abs(g) - m) * S + exp(g - m) * k * v\n    o = sum[d](q * S) * exp(m) / (1 + exp(m))"
+    ),
+    "a running maximum that is lost": (
+        "    state m[b,h] = -inf along t\n    m <- max(where(g > 1, -inf, m) - abs(g), g)\n    S <- S + k * v\n    o = sum[d](q * S) + m"
+    ),
+    "element by element": "    state y[b,h,d] along t\n    y <- f * y / 4 + k\n    S <- S + y * v\n    o = sum[d](q * S) / 8",
+    "element by element, with any sign": (
+        "    state y[b,h,e] along t\n    y <- tanh(g) * (y - v) + y / 2\n    S <- S + k * v\n    o = sum[d](q * S) + y"
+    ),
+    "element by element, read before the write": (
+        "    state y[b,h,e] along t\n    old = y\n    y <- sigmoid(g) * y + v\n    S <- S + k * v\n    o = sum[d](q * S) * old + y"
+    ),
+    "element by element, read between": (
+        "    state y[b,h,e] along t\n    y <- where(g > 1, 0, y)\n    mid = y\n    y <- (1 - sigmoid(g)) * y + v\n"
+        "    S <- S + k * v\n    o = sum[d](q * S) + mid * y"
+    ),
+    "element by element, backwards": (
+        "    state y[b,h,e] along t reverse\n    y <- sigmoid(g) * y + v\n    S <- S + k * v\n    o = sum[d](q * S) + y"
+    ),
+    "one state by another, element by element": (
+        "    state y[b,h,e] along t\n    state z[b,h,e] along t\n    y <- sigmoid(g) * y + v\n    z <- sigmoid(y) * z + y\n"
+        "    S <- S + k * v\n    o = sum[d](q * S) + z"
+    ),
     "reads of two": (
         "    state z[b,h,d] along t\n    S <- S + exp(k) * v\n    z <- z + exp(k)\n    o = sum[d](exp(q) * S) / sum[d](exp(q) * z)"
     ),
@@ -78,7 +114,20 @@ NOT = {
     "a decay from the state": ("    S <- sigmoid(sum[d](q * S)) * S + k * v\n    o = sum[d](q * S)", "depends on states"),
     "a write from the state": ("    S <- exp(-abs(g)) * S + k * tanh(S)\n    o = sum[d](q * S)", "depends on states"),
     "a nonlinear step": ("    S <- tanh(S + k * v)\n    o = sum[d](q * S)", "is not what it was times a decay"),
-    "a position": ("    S <- exp(-abs(g)) * S + t * k * v\n    o = sum[d](q * S)", "needs its own number"),
+    "other steps": ("    S <- exp(-abs(g)) * S + k[t -> t - 1] * v\n    o = sum[d](q * S)", "other steps are read"),
+    "a matrix element by element": (
+        "    S <- exp(-abs(g)) * S + k * v\n    o = sum[d](q * exp(S))",
+        "in another way than by a contraction",
+    ),
+    "two states that need each other": (
+        "    state y[b,h,e] along t\n    state z[b,h,e] along t\n    y <- sigmoid(g) * y + z\n    z <- sigmoid(g) * z + y + v\n"
+        "    S <- S + k * v\n    o = sum[d](q * S) + z",
+        "is not what it was times a decay",
+    ),
+    "a minimum of a state and a product with it": (
+        "    state y[b,h,e] along t\n    y <- min(y * g, v)\n    S <- S + k * v\n    o = sum[d](q * S) + y",
+        "is not what it was times a decay",
+    ),
     "a correction by a state that goes the other way": (
         "    state R[b,h,d,e] along t reverse\n    R <- R + q * v\n    S <- S + k * (v - sum[d](k * R)) / 8\n    o = sum[d](q * S)",
         "goes the other way",
@@ -156,7 +205,7 @@ def test_what_does_not_go_in_chunks_says_why(spelling: str) -> None:
     assert why in found, found
 
 
-@pytest.mark.parametrize("name", ["simple_gla", "gla", "mlstm_sigmoid", "hgrn2"])
+@pytest.mark.parametrize("name", ["simple_gla", "gla", "mlstm_sigmoid", "hgrn2", "hgrn"])
 def test_check_passes(name: str) -> None:
     """Strides, empty and poisoned inputs, as for any other kernel."""
     report = check_kernel(in_chunks(kernel(name)), backend="c", dtypes=("float32", "bfloat16"), trials=1, quick=True)
@@ -202,6 +251,47 @@ def test_a_constant_decay_that_forgets_everything() -> None:
     torch.testing.assert_close(found.double(), right, rtol=5e-4, atol=5e-4)
     (gradient,) = torch.autograd.grad(found.sum(), [leaf])
     assert gradient.isfinite().all()
+
+
+PACKED = tuple("hgrn rwkv4 mlstm rg_lru simple_gla gla gated_delta comba gsa".split())
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_sequences_go_in_chunks(name: str) -> None:
+    """Sequences that end within chunks, of a step, of several chunks: outputs and gradients, and no nan comes in from a neighbour."""
+    base = kernel(name)
+    packed = PackedKernel(base, "t")
+    made = in_chunks(packed)
+    length = 3 * made.length
+    inputs, _, params = posed(base, length)
+    bounds = [0, 5, 5 + made.length // 2, 2 * made.length, 2 * made.length + 1, length]
+    places = torch.cat([torch.arange(stop - start) for start, stop in pairwise(bounds)])
+
+    def run(which: Kernel, given: dict[str, Tensor], **how: object) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
+        leaves = {n: x.clone().requires_grad_() for n, x in given.items()}
+        result = which(**leaves, **{"place.t": places}, **params, **how)
+        values = [*(result if isinstance(result, tuple) else [result])]
+        torch.manual_seed(5)
+        cotangents = [torch.randn(v.shape, dtype=torch.float64).to(v.dtype) for v in values]
+        return [v.detach() for v in values], torch.autograd.grad(values, [*leaves.values()], cotangents, allow_unused=True)
+
+    found, gradients = run(made, inputs, strict=True)
+    right, exact = run(packed, {n: x.double() for n, x in inputs.items()}, backend="reference")
+    for a, b in [*zip(found, right, strict=True), *((x, y) for x, y in zip(gradients, exact, strict=True) if y is not None)]:
+        assert a is not None
+        torch.testing.assert_close(a.double(), b, rtol=2e-4, atol=2e-4 * float(b.square().mean().sqrt()) + 1e-6)
+    dims = {t.name: t.dims for t in (*base.typed.inputs, *base.typed.outputs)}
+    for n, x in inputs.items():
+        if ("t",) not in dims[n]:
+            continue
+        x.select(dims[n].index(("t",)), 6).fill_(torch.nan)
+        spoilt, _ = run(made, inputs, strict=True)
+        for output, a, b in zip(base.output_names, spoilt, found, strict=True):
+            along = dims[output].index(("t",))
+            assert a.narrow(along, 5, bounds[2] - 5).isnan().any(), n
+            for start, stop in ((0, 5), (bounds[2], length)):
+                torch.testing.assert_close(a.narrow(along, start, stop - start), b.narrow(along, start, stop - start))
+        break
 
 
 def test_names_of_a_spec_are_not_taken() -> None:
@@ -283,7 +373,7 @@ def check(name, length, chunks):
     agree(made, lambda **given: made(**given, backend="triton"), length)
     assert any(found is not None for found in done) == chunks, name
 
-for name, length in (("simple_gla", 137), ("gla", 37), ("gla_bidirectional", 32)):
+for name, length in (("simple_gla", 137), ("gla", 37), ("gla_bidirectional", 32), ("rg_lru", 131), ("rwkv4", 128)):
     check(name, length, True)
 report = check_kernel(kernel("simple_gla"), backend="triton", dtypes=("float16",), trials=1)
 assert report.passed, render(report)
@@ -292,6 +382,7 @@ check("simple_gla", 127, False)  # too short
 check("gla_bidirectional", 37, False)  # steps would be left over in both directions
 chunked.LENGTH = 16  # the interpreter is slow
 check("gated_delta", 35, True)
+check("mlstm", 35, True)
 """
 
 
