@@ -296,12 +296,9 @@ class KernelPrinter(Runs):
             f"{function}({target}, {tile_rows}, {tile.dims[-1]}, {tile.dims[-1]}, {source}, "
             f"{row_stride}, {self.stride(buffer, column)}, {rows}, {self.bound(column, False)});"
         )
-        if self.kernel.columns is not None and row is not None and not row.startswith(ROUTE) and not limits:
-            self.functions.add("prefetch_next")
-            self.put(
-                f"prefetch_next({source}, sizeof *({source}), {row_stride}, {self.stride(buffer, column)}, "
-                f"{rows}, {self.bound(column, False)});"
-            )
+        if self.kernel.columns is not None and row is not None and not outer and not row.startswith(ROUTE) and not limits:
+            shape = f"{rows}, {self.bound(column, False)}"
+            self.ahead[tile.name] = f"next_tile({source}, sizeof *({source}), {row_stride}, {self.stride(buffer, column)}, {shape})"
         for _ in outer:
             self.close()
         if across is not None:
@@ -431,8 +428,12 @@ class KernelPrinter(Runs):
             if product.summed and factor != "&unchanged":
                 self.functions.add("unchanged")
                 keep = f"{variable} > 0 ? &unchanged : {factor}, {step if step == '0' else f'{variable} > 0 ? 0 : {step}'}"
+        ahead = self.ahead.pop(right.name, None)
+        if ahead is not None:
+            self.functions.update(("product_ahead", "next_tile"))
+        call = "product(" if ahead is None else f"product_ahead({ahead}, "
         self.put(
-            f"product({memory}, {keep}, {self.slice_of(left, product)}, {left_row}, {left.stride(product.depth)}, "
+            f"{call}{memory}, {keep}, {self.slice_of(left, product)}, {left_row}, {left.stride(product.depth)}, "
             f"{self.slice_of(right, product)}, {right.stride(product.depth)}, {rows}, {self.bound(product.columns, False)}, "
             f"{self.bound(product.depth, False)});"
         )

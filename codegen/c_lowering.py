@@ -119,13 +119,34 @@ class Lowering:
         self.diagonals = Diagonals(kernel, self.statements, layout)
         self.defined = {s.node for s in self.statements if isinstance(s, Load | Contract | Fold | Rename)} | set(self.diagonals.kept)
         self.in_place: dict[ir.Node, str] = {s.local: s.buffer for s in self.statements if isinstance(s, Begin) and s.buffer is not None}
+        self.turned: frozenset[ir.Node] = frozenset()
         for s in self.statements:
             if isinstance(s, Compute) and not self.is_index_only(s.node):
                 self.defined.add(s.node)
+        if kernel.columns is not None:
+            self.turned = frozenset(self.turned_sums())
 
     def space(self, *nodes: ir.Node) -> Space:
+        if len(nodes) == 1 and nodes[0] in self.turned:
+            return self.natural_space(nodes[0])[::-1]
+        return self.natural_space(*nodes)
+
+    def natural_space(self, *nodes: ir.Node) -> Space:
         axes = {a for n in nodes for a in n.axes}
         return tuple(a for a in self.kernel.tile_order if a in axes)
+
+    def turned_sums(self) -> Iterator[Local]:
+        """Sums of products that are only stored, in a tensor where their rows lie side by side: they are made as they lie there."""
+        plain = [s for s in self.statements if not isinstance(s, Loop)]
+        for store in plain:
+            if not isinstance(store, Store) or not isinstance(store.node, Local) or store.at or len(self.natural_space(store.node)) != 2:
+                continue
+            rows, columns = self.natural_space(store.node)
+            lies = self.layout[store.buffer]
+            others = [s for s in plain if s is not store and store.node in self.values_in(*read_nodes(s))]
+            summed = all(isinstance(s, Accumulate) and s.op == "sum" and s.rhs is not None and s.rescale is None for s in others)
+            if summed and lies[-1] == rows and columns in lies:
+                yield store.node
 
     def is_index_only(self, node: ir.Node) -> bool:
         """Whether an int or bool is made of indices, sizes and numbers alone: cheaper to compute again than to keep."""
@@ -323,7 +344,8 @@ class Lowering:
                 yield Spread(self.space(x, at), carried, axis, at, x, self.values_in(at, x))
             case Store(buffer=buffer, node=node, checked=checked, at=at):
                 written = {*node.axes, *self.layout[buffer]} - {a for a, _ in at}
-                yield Write(tuple(a for a in self.kernel.tile_order if a in written), buffer, node, checked, self.values_in(node), at)
+                space = self.space(node) if node in self.turned else tuple(a for a in self.kernel.tile_order if a in written)
+                yield Write(space, buffer, node, checked, self.values_in(node), at)
             case Assign(local=carried, node=node):
                 yield Copy(self.space(carried), carried, node, self.values_in(node))
             case Loop() | Rename():

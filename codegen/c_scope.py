@@ -53,6 +53,8 @@ class Scope:
         self.tiles: list[Tile] = []
         self.diagonals: dict[ir.Node, Tile] = {}
         self.layouts: dict[tuple[ir.Node, tuple[str, ...], str], Tile] = {}
+        self.ahead: dict[str, str] = {}
+        """The memory that follows a tile, by the tile's name, until a product has asked for it."""
         self.axis_names: dict[str, str] = {}
         self.starts: dict[str, str] = {}
         self.start_names: dict[str, str] = {}

@@ -354,17 +354,26 @@ LOAD_TILE(load_bfloat16, uint16_t, from_bfloat16)
 
 //// LOAD_TILE
 // Copies rows x columns elements of a tensor into a tile and fills the rest of the tile with 0. A transposed tile is loaded
-// by giving the strides the other way round: then the tensor is read in the order of its memory, and the tile is written across.
+// by giving the strides the other way round: then the tensor is read in the order of its memory, in blocks that are turned in registers.
 #define LOAD_TILE(name, type, convert)                                                                                       \
     static void name(float *tile, int tile_rows, int tile_columns, int tile_stride, const type *source, int64_t row_stride,  \
                      int64_t column_stride, int rows, int columns)                                                           \
     {                                                                                                                        \
-        if (row_stride == 1 && column_stride != 1 && rows == tile_rows && columns == tile_columns) {                         \
-            for (int c = 0; c < columns; c++)                                                                                \
-                for (int r = 0; r < rows; r++)                                                                               \
-                    tile[r * tile_stride + c] = convert(source[c * column_stride + r]);                                      \
-            return;                                                                                                          \
-        }                                                                                                                    \
+        int first = 0;                                                                                                       \
+        if (row_stride == 1 && column_stride != 1)                                                                           \
+            for (; first + 8 <= columns; first += 8) {                                                                       \
+                int r = 0;                                                                                                   \
+                for (; r + 8 <= rows; r += 8) {                                                                              \
+                    float block[8][8];                                                                                       \
+                    for (int c = 0; c < 8; c++)                                                                              \
+                        for (int k = 0; k < 8; k++)                                                                          \
+                            block[c][k] = convert(source[(first + c) * column_stride + r + k]);                              \
+                    turn_block(tile + r * tile_stride + first, tile_stride, block[0], 8);                                    \
+                }                                                                                                            \
+                for (; r < rows; r++)                                                                                        \
+                    for (int c = first; c < first + 8; c++)                                                                  \
+                        tile[r * tile_stride + c] = convert(source[c * column_stride + r]);                                  \
+            }                                                                                                                \
         for (int r = 0; r < tile_rows; r++) {                                                                                \
             const int inside = r < rows ? columns : 0;                                                                       \
             const type *const row = source + r * row_stride;                                                                 \
@@ -372,12 +381,39 @@ LOAD_TILE(load_bfloat16, uint16_t, from_bfloat16)
                 for (int c = 0; c < inside; c++)                                                                             \
                     tile[r * tile_stride + c] = convert(row[c]);                                                             \
             else                                                                                                             \
-                for (int c = 0; c < inside; c++)                                                                             \
+                for (int c = first; c < inside; c++)                                                                         \
                     tile[r * tile_stride + c] = convert(row[c * column_stride]);                                             \
             for (int c = inside; c < tile_columns; c++)                                                                      \
                 tile[r * tile_stride + c] = 0.0f;                                                                            \
         }                                                                                                                    \
     }
+
+//// turn_block
+// out[r][c] = block[c][r], 8 x 8: three rounds in which the rows of each half are dealt out alternately.
+INLINE void turn_block(float *out, int64_t out_stride, const float *block, int64_t block_stride)
+{
+    lanes8 row[8], dealt[8];
+    UNROLL for (int r = 0; r < 8; r++)
+        row[r] = *(const lanes8 *)(block + r * block_stride);
+    UNROLL for (int round = 0; round < 3; round++) {
+        UNROLL for (int r = 0; r < 4; r++) {
+            dealt[2 * r] = deal(row[r], row[r + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+            dealt[2 * r + 1] = deal(row[r], row[r + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        UNROLL for (int r = 0; r < 8; r++)
+            row[r] = dealt[r];
+    }
+    UNROLL for (int r = 0; r < 8; r++)
+        *(lanes8 *)(out + r * out_stride) = row[r];
+}
+
+//// deal
+#if defined __clang__ || __GNUC__ >= 12
+#define deal __builtin_shufflevector
+#else
+typedef int places8 __attribute__((vector_size(32)));
+#define deal(a, b, ...) __builtin_shuffle(a, b, (places8){__VA_ARGS__})
+#endif
 
 //// load_column_float32
 LOAD_COLUMN(load_column_float32, float, )
@@ -401,27 +437,60 @@ LOAD_COLUMN(load_column_bfloat16, uint16_t, from_bfloat16)
                 tile[r * tile_stride] = convert(source[r * row_stride]);                                                     \
     }
 
-//// prefetch_next
-// Asks memory for the tile whose rows follow those of this one, into the second cache, so that it is on its way while this one is worked
-// on: an expert's weights are read once or twice, and come from memory.
-INLINE void prefetch_next(const void *tile, int bytes, int64_t row_stride, int64_t column_stride, int rows, int columns)
+//// ahead
+// Memory that will be needed soon: rows of cache lines.
+struct ahead {
+    uintptr_t first;
+    int64_t stride;
+    int rows, lines;
+};
+
+//// next_tile
+// The tile whose rows follow those of this one. An expert's weights are read once or twice, and come from memory.
+INLINE struct ahead next_tile(const void *tile, int bytes, int64_t row_stride, int64_t column_stride, int rows, int columns)
 {
-    const uintptr_t next = (uintptr_t)tile + (uintptr_t)(rows * row_stride * bytes);
+    const uintptr_t first = (uintptr_t)tile + (uintptr_t)(rows * row_stride * bytes);
     if (row_stride == 1)
-        for (int c = 0; c < columns; c++)
-            for (int r = 0; r < rows; r += 64 / bytes)
-                __builtin_prefetch((const void *)(next + (uintptr_t)((c * column_stride + r) * bytes)), 0, 2);
-    else if (column_stride == 1)
-        for (int r = 0; r < rows; r++)
-            for (int c = 0; c < columns; c += 64 / bytes)
-                __builtin_prefetch((const void *)(next + (uintptr_t)((r * row_stride + c) * bytes)), 0, 2);
+        return (struct ahead){first, column_stride * bytes, columns, (rows * bytes + 63) / 64};
+    return (struct ahead){first, row_stride * bytes, column_stride == 1 ? rows : 0, (columns * bytes + 63) / 64};
+}
+
+//// product_ahead
+// product in blocks of rows, which asks memory for a part of what is next before each of them: all at once would have to be waited for.
+static void product_ahead(struct ahead next, float *out, int64_t out_row, const float *keep, int64_t keep_row, const float *left,
+                          int64_t left_row, int64_t left_k, const float *right, int64_t right_k, int rows, int columns, int depth)
+{
+    const int share = (next.rows * next.lines * 6 + rows - 1) / (rows > 0 ? rows : 1);
+    int row = 0, line = 0;
+    for (int r = 0; r < rows; r += 6) {
+        for (int n = 0; n < share && row < next.rows; n++) {
+            __builtin_prefetch((const void *)(next.first + (uintptr_t)(row * next.stride + line * 64)), 0, 2);
+            line++;
+            if (line == next.lines) {
+                line = 0;
+                row++;
+            }
+        }
+        product(out + r * out_row, out_row, keep ? keep + r * keep_row : NULL, keep_row, left + r * left_row, left_row, left_k, right,
+                right_k, rows - r < 6 ? rows - r : 6, columns, depth);
+    }
 }
 
 //// transpose
 // out[c][r] = tile[r][c]
 INLINE void transpose(float *out, int out_stride, const float *tile, int row_stride, int column_stride, int rows, int columns)
 {
-    for (int r = 0; r < rows; r++)
+    int first = 0;
+    if (column_stride == 1)
+        for (; first + 8 <= rows; first += 8) {
+            int c = 0;
+            for (; c + 8 <= columns; c += 8)
+                turn_block(out + c * out_stride + first, out_stride, tile + first * row_stride + c, row_stride);
+            for (; c < columns; c++)
+                for (int r = first; r < first + 8; r++)
+                    out[c * out_stride + r] = tile[r * row_stride + c];
+        }
+    for (int r = first; r < rows; r++)
         for (int c = 0; c < columns; c++)
             out[c * out_stride + r] = tile[r * row_stride + c * column_stride];
 }

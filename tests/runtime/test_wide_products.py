@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,33 @@ def test_gradients_after_the_forward_came_from_the_cache(name: str, tokens: int,
             env={**os.environ, "WEFT_CACHE": str(tmp_path)}, capture_output=True, text=True, check=False, timeout=200,
         )  # fmt: skip
         assert done.stdout == "fine\n", done.stderr
+
+
+def test_stores_go_along_memory() -> None:
+    """A weight's gradient that lies the other way round than the rest of its kernel is summed as it lies: no store crosses rows."""
+    made = kernel("moe_swiglu")
+    extents = pose(made.graph, {"t": 64, "d": 128, "f": 192, "n": 8}, {}, Usual()).extents
+    source = made.source("c", "backward", extents=extents)
+    stores = re.findall(r"for \(int (\w+) = 0;[^\n]*\{\n +d_w_\w+_data\[([^\]]*)\] = acc\w*\[(\w+)\]\[(\w+)\];", source)
+    assert len(stores) >= 2
+    for inner, address, _, column in stores:
+        assert inner == column and address.endswith(f" + {inner}"), address
+    assert "product_ahead(next_tile(w_down_data" in source
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (8, 8), (17, 41), (64, 64), (70, 130), (1, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_transposed_weights(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Tiles that are turned while they are loaded, with edges: inputs in both orders of memory, and gradients."""
+    d, f = shape
+    made = weft.loads("kernel spec(x[t,d], w[d,f], u[f,d]) -> y[t,f], z[t,d]:\n    y = sum[d](x * w)\n    z = sum[f](gelu(y) * u)\n").spec
+    torch.manual_seed(3)
+    leaves = [torch.randn(s, dtype=dtype) / 4 for s in ((19, d), (d, f), (f, d))]
+    for turned in (False, True):
+        given = [(x.mT.contiguous().mT if turned else x).requires_grad_() for x in (x.detach().clone() for x in leaves)]
+        wide = [x.detach().double().requires_grad_() for x in leaves]
+        found, right = made(*given), made.reference(*wide)
+        got, want = (torch.autograd.grad(sum(o.sum() for o in os), xs) for os, xs in ((found, given), (right, wide)))
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        for a, b in zip((*found, *got), (*right, *want), strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * float(b.square().mean().sqrt()) + 1e-7)
