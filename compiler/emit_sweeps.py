@@ -267,7 +267,10 @@ class Sweeps(Values):
         kept_tile = tile & set(r.carried.axes)
         if any(kept_tile & set(f.axes) for f in right):
             return parts, []  # an elementwise product over a tile with all axes
-        return (left, right) if left else self._outer_product(right)
+        if left and (kept_tile or len(whole_kept) < 2):
+            return left, right
+        first, second = self._outer_product(right)
+        return [*left, *first], second
 
     def _outer_product(self, parts: list[ir.Node]) -> tuple[list[ir.Node], list[ir.Node]]:
         """Factors that share no whole axis, as the two sides of a matrix product over what is swept; sums by position on the left."""

@@ -18,8 +18,9 @@ Eager's error is one draw from what that arithmetic makes, and sometimes a lucky
 to cancel. When the bound above is not kept, the conditioning of the numbers is measured (``check_noise``), and twice a rounding
 error (eps) times the amplification of rounding errors counts like twice eager's error, with the same cap.
 
-Where this is not enough either and the spec rounds to whole numbers, what the roundings that are undecided in float32 change in an
-element is no error (``check_rounding``).
+Where this is not enough either, what roundings to whole numbers and comparisons that are undecided in float32 change in an element is no
+error (``check_rounding``). A number by itself may be off by the bound of its maximum: the RMS bound of n elements is no less than that
+divided by the root of n.
 
 Some numbers have no digits to ask for: the gradient of a softmax over one key is analytically 0 and comes out as rounding
 noise. Where eps times the amplification is ``LOST[dtype]`` of the RMS or more, ``NOISY * eps * amplification`` is the bound.
@@ -58,6 +59,8 @@ CAP = 0.1
 LOST = {torch.float64: 0.02, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.25}
 """In half precision a kernel still does most of its arithmetic in float32, so more must be lost before it is excused."""
 NOISY = 16.0
+SMALLEST = torch.finfo(torch.float32).smallest_normal
+"""Kernels compute in float32 and may flush what is smaller to 0."""
 
 
 def compare(
@@ -172,6 +175,7 @@ def _errors(
     rms = _rms(want[counted])
     largest = max(rms, float(want[judged].abs().max()) / 4)
     bounds = _bounds(got.dtype, rms, largest, _eager_error(eager, want, judged, counted), noise)
+    bounds = bounds._replace(rms=max(bounds.rms, bounds.max / math.sqrt(int(counted.sum()))))
     bound = bounds.max + eps * torch.where(judged, want, 0.0).abs()
     worst = int((error / bound).argmax())
     measure = Measure(quantity, float(error.flatten()[worst]), float(bound.flatten()[worst]), _rms(error[counted]), bounds.rms, rms)
@@ -188,7 +192,7 @@ def _bounds(dtype: torch.dtype, rms: float, largest: float, eager: Floor, noise:
     """The bounds of the RMS error and of the largest one, but for the rounding of the element itself. A tenth of ``rms`` and of ``largest``
     caps them."""
     info, floor = torch.finfo(dtype), FLOORS[dtype]
-    smallest = info.smallest_normal * info.eps
+    smallest = max(info.smallest_normal * info.eps, SMALLEST if dtype != torch.float64 else 0.0)
     if noise is not None and info.eps * noise.rms >= LOST[dtype] * rms:
         return Floor(NOISY * info.eps * noise.rms + smallest, NOISY * info.eps * noise.max + smallest)
     drawn = Floor(0.0, 0.0) if noise is None else Floor(info.eps / 2 * noise.rms, info.eps / 2 * noise.max)

@@ -1,8 +1,8 @@
-"""Roundings to whole numbers that rounding errors decide: what they may change.
+"""Steps that rounding errors decide: roundings to whole numbers and comparisons of real numbers, and what they may change.
 
-``round``, ``floor`` and ``ceil`` are steps. Where their argument is nearer to a step than the arithmetic is exact, either whole number is
-right, and what follows may differ by much more than a rounding error: a weight quantised to one step more. A reference that takes the
-other one for all of these says by how much.
+Where the argument of ``round``, ``floor`` or ``ceil`` is nearer to a step than the arithmetic is exact, either whole number is right, and
+what follows may differ by much more than a rounding error: a weight quantised to one step more. So may what follows a comparison of two
+numbers that are nearly equal: an expert more below a threshold. A reference that goes the other way at all of these says by how much.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ NEAR = 16.0
 """Rounding errors (eps of float32, in which kernels compute, times the argument) that an argument may be off by."""
 
 
+COMPARISONS = frozenset(("lt", "le", "gt", "ge"))
+
+
 class OtherWay(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, arguments next to a step are rounded to its other side. Those on a step are not: they are computed exactly, as
-    positions are."""
+    """While active, arguments next to a step are rounded to its other side, and numbers that are nearly equal compare the other way.
+
+    Those on a step, and those that are equal, do not: they are computed exactly, as positions are, or are one number.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -31,14 +36,22 @@ class OtherWay(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if name in COMPARISONS and len(args) == 2 and any(isinstance(x, Tensor) and x.is_floating_point() for x in args):
+            a, b = (torch.as_tensor(x, dtype=torch.float64) for x in args)
+            near = self._near((a - b).abs(), torch.maximum(a.abs(), b.abs()))
+            return result ^ near
         if not (isinstance(result, Tensor) and result.is_floating_point() and name in ("round", "floor", "ceil") and len(args) == 1):
             return result
         (x,) = args
         step = x.floor() + 0.5 if name == "round" else x.round()
-        distance = (x - step).abs()
-        near = (distance > 0) & (distance < NEAR * torch.finfo(torch.float32).eps * x.abs().clamp(min=1.0))
-        self.undecided += int(near.sum())
+        near = self._near((x - step).abs(), x.abs().clamp(min=1.0))
         return torch.where(near, _neighbours(name, step) - result, result)
+
+    def _near(self, distance: Tensor, size: Tensor) -> Tensor:
+        """Where a distance is not 0, but may be in float32."""
+        near = (distance > 0) & (distance < NEAR * torch.finfo(torch.float32).eps * size)
+        self.undecided += int(near.sum())
+        return near
 
 
 def _neighbours(name: str, step: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ from .check_report import Failure, FailureKind, Measure
 from .check_rounding import OtherWay
 from .check_shapes import Case, Limits, batch_axes, call_sizes
 from .check_values import Inputs, broken_assumptions, dead_slices, draw_cotangents, make_inputs, with_gradients, with_nan
+
+DRAWS = 3
+"""Nudges that measure conditioning: one would show little of a single number by chance."""
 
 Direction = Literal["forward", "backward"]
 
@@ -151,8 +155,8 @@ class Trial:
         if self._exact[1].given is not self.given:
             return []
         moved = []
-        for sign in (1, -1):
-            with Nudged(self.case.seed, sign, partial_sums=self.dtype.itemsize >= 4), watching(self.given) as nudged:
+        for seed, sign in itertools.product(range(self.case.seed, self.case.seed + DRAWS), (1, -1)):
+            with Nudged(seed, sign, partial_sums=self.dtype.itemsize >= 4), watching(self.given) as nudged:
                 self.reference(self.inputs, torch.float64)
             moved.append(nudged)
         return mistaken(self._exact[1], moved, self.dtype, self.kernel.graph.names)
@@ -233,7 +237,7 @@ class Trial:
         return self.noise[quantity]
 
     def steps_of(self, quantity: str) -> Tensor | None:
-        """How much each element changes where undecided roundings to whole numbers go the other way; None where all are decided."""
+        """How much each element changes where undecided roundings and comparisons go the other way; None where all are decided."""
         if self._other_way is None:
             return None
         exact, moved = dict(self.exact.items())[quantity], dict(self._other_way.items())[quantity]
@@ -247,10 +251,10 @@ class Trial:
 
     @cached_property
     def noise(self) -> dict[str, judge.Floor]:
-        """How much each quantity amplifies rounding errors: the most that two nudges, opposite in sign, show of it."""
+        """How much each quantity amplifies rounding errors: the most that a few nudges, and their opposites, show of it."""
         found = dict.fromkeys(dict(self.exact.items()), judge.Floor(0.0, 0.0))
-        for sign in (1, -1):
-            with Nudged(self.case.seed, sign, partial_sums=self.dtype.itemsize >= 4), watching(self.given):
+        for seed, sign in itertools.product(range(self.case.seed, self.case.seed + DRAWS), (1, -1)):
+            with Nudged(seed, sign, partial_sums=self.dtype.itemsize >= 4), watching(self.given):
                 moved = dict(self.reference(self.inputs, torch.float64).items())
             for quantity, value in self.exact.items():
                 rms, largest = amplification(value, moved[quantity])

@@ -65,7 +65,7 @@ def _refit(
     name: str, spilled: int, given: Refinement, fit: Callable[[Refinement], tuple[Plan, Fitted] | None]
 ) -> tuple[Refinement, Plan, Fitted] | None:
     """The first way to make a kernel otherwise with which nothing is spilled: finer tiles, as long as they help, or a kernel for each half
-    of its results."""
+    of its results, which need only spill less."""
     for step in itertools.count(1):
         tried = replace(given, finer=(*given.finer, (name, step)))
         made = fit(tried)
@@ -79,7 +79,7 @@ def _refit(
         spilled = left
     halves = replace(given, apart=given.apart | {name})
     made = fit(halves)
-    return None if made is None or made[1].spilling else (halves, *made)
+    return None if made is None or sum(made[1].spilling.values()) >= spilled else (halves, *made)
 
 
 def _changed(before: Plan, after: Plan) -> set[str]:

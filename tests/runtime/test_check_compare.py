@@ -209,3 +209,32 @@ def test_arguments_next_to_a_step_are_rounded_the_other_way(function: Any, x: li
         found = function(given)
     assert found.tolist() == other
     assert rounded.undecided == int((found != function(given)).sum())
+
+
+def test_numbers_that_are_nearly_equal_compare_the_other_way() -> None:
+    a = torch.tensor([1.0, 1.0, 1.0, 0.4, -3.0], dtype=torch.float64)
+    b = torch.tensor([1.0, 1 + 1e-8, 1 - 1e-8, 0.5, -3 - 1e-7], dtype=torch.float64)
+    for function in (torch.lt, torch.le, torch.gt, torch.ge):
+        with OtherWay() as rounded:
+            found = function(a, b)
+        assert (found != function(a, b)).tolist() == [False, True, True, False, True]
+        assert rounded.undecided == 3
+    with OtherWay() as rounded:
+        assert torch.arange(3).lt(2).tolist() == [True, True, False] and not rounded.undecided
+
+
+def test_a_number_by_itself_is_held_to_the_bound_of_its_maximum() -> None:
+    want, eager = torch.tensor([2.0]).double(), torch.tensor([2.0])
+    _, failure = compare("y", ("i",), torch.tensor([2.0 + 1.5e-4]), want, eager)
+    assert failure is None
+    _, failure = compare("y", ("i",), torch.tensor([2.0 + 3e-4]), want, eager)
+    assert failure is not None
+    _, failure = compare("y", ("i",), torch.full((400,), 2.0 + 1.5e-4), want.expand(400), eager.expand(400))
+    assert failure is not None, "of many, not all may be"
+
+
+def test_what_float32_flushes_is_no_error() -> None:
+    want = torch.tensor([3e-44, 1e-39]).double()
+    assert compare("y", ("i",), torch.zeros(2), want, want.float())[1] is None
+    want = torch.tensor([3e-37, 1e-38]).double()
+    assert compare("y", ("i",), torch.zeros(2), want, want.float())[1] is not None
