@@ -160,11 +160,11 @@ def scanned_states(graph: ir.Graph, time: str, unused: Callable[[str], str]) -> 
     if not found:
         return graph, found
     stands: dict[ir.Node, ir.Node] = {}
-    for name, scan in found.items():
-        last = len(scan.state.updates)
-        stands[versions.version(name, last)] = scan.after
-        stands[versions.version(name, 0)] = scan.before
-        stands[_value(scan.state, last)] = scan.after
+    for scan in found.values():
+        if _has(scan.step, scan.own):  # spelled out again, as in an output before the update
+            stands[scan.step] = scan.after
+        stands[scan.own] = scan.before
+        stands[_value(scan.state, len(scan.state.updates))] = scan.after
     for name, scan in found.items():
         for n in range(1, len(scan.state.updates)):
             stands[_value(scan.state, n)] = substitute(versions.version(name, n), stands)

@@ -95,6 +95,9 @@ SPELT = {
     "element by element, backwards": (
         "    state y[b,h,e] along t reverse\n    y <- sigmoid(g) * y + v\n    S <- S + k * v\n    o = sum[d](q * S) + y"
     ),
+    "the step before": (
+        "    state y[b,h,d] along t\n    old = y\n    y <- k\n    S <- exp(-abs(g)) * S + (k - old) * v\n    o = sum[d](q * S) / 8"
+    ),
     "one state by another, element by element": (
         "    state y[b,h,e] along t\n    state z[b,h,e] along t\n    y <- sigmoid(g) * y + v\n    z <- sigmoid(y) * z + y\n"
         "    S <- S + k * v\n    o = sum[d](q * S) + z"
