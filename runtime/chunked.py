@@ -91,7 +91,8 @@ def split(call: Call) -> tuple[Call, Call | None] | None:
         return None
     if whole == steps:
         return in_chunks(call, kernel), None
-    if kernel.chunks.counts_all or any(s.reverse for s in call.kernel.graph.states.values()):
+    states = call.kernel.graph.states
+    if kernel.chunks.counts_all or states.keys() != {*call.kernel.states} or any(s.reverse for s in states.values()):
         return None
     chunks, rest = _part(call, time, 0, whole), _part(call, time, whole, steps)
     origin = {**call.origin, time: whole} if kernel.chunks.counts else call.origin

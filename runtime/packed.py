@@ -32,7 +32,7 @@ class PackedKernel(Kernel):
     def __init__(self, base: Kernel, axis: str) -> None:
         self._base, self._axis = base, axis
         _check(base, axis)
-        head = base.header()._replace(identity=digest(base.identity, "packed", axis), inputs=(*base.input_names, _place(axis)), states=())
+        head = base.header()._replace(identity=digest(base.identity, "packed", axis), inputs=(*base.input_names, _place(axis)))
         super().__init__(head, SpecFile(base.file.filename, base.spec))
 
     @property

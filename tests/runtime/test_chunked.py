@@ -361,8 +361,10 @@ def test_explain_tells() -> None:
 
 
 CALLS = """
+import torch
+
 from tests.evidence.library import kernel
-from tests.runtime.test_chunked import agree
+from tests.runtime.test_chunked import agree, posed
 from weft.runtime import chunked, execute
 from weft.runtime.check import check_kernel, render
 
@@ -386,6 +388,16 @@ check("gla_bidirectional", 37, False)  # steps would be left over in both direct
 chunked.LENGTH = 16  # the interpreter is slow
 check("gated_delta", 35, True)
 check("mlstm", 35, True)
+for name in ("hgrn", "simple_gla"):
+    made = kernel(name)
+    inputs, _, _ = posed(made, 37)
+    packed = {"cu_seqlens": {"t": torch.tensor([0, 5, 21, 21, 35, 37])}}
+    done.clear()
+    leaves, wide = ([x.to(d).requires_grad_() for x in inputs.values()] for d in (torch.float32, torch.float64))
+    found, right = made(*leaves, **packed, backend="triton"), made(*wide, **packed, backend="reference")
+    assert any(f is not None for f in done), name
+    for a, b in [(found, right), *zip(*(torch.autograd.grad(o.sum(), xs) for o, xs in ((found, leaves), (right, wide))))]:
+        torch.testing.assert_close(a.double(), b, rtol=2e-4, atol=2e-5)
 """
 
 
