@@ -67,6 +67,15 @@ def _pow(g: ir.Node, y: ir.Node, a: ir.Node, b: ir.Node) -> Adjoints:
     return da, db
 
 
+def _sqrt(g: ir.Node, y: ir.Node, a: ir.Node) -> ir.Node:
+    """The slope at 0 is infinite, and what is not asked for (g = 0) stays 0: the norm of a vector of zeros under a maximum."""
+    slope = div(_c(0.5), y)
+    lifted = isinstance(a, ir.Pointwise) and a.op == "add" and any(isinstance(x, ir.Const) and x.value > 0 for x in a.args)
+    if not lifted:
+        slope = where(_p("and", _p("eq", g, ZERO), _p("eq", y, ZERO)), ZERO, slope)
+    return mul(g, slope)
+
+
 # g: adjoint of the result, y: the result, then the arguments. None: no gradient to this argument.
 RULES: dict[str, Callable[..., Adjoints]] = {
     "add": lambda g, y, a, b: (g, g),
@@ -79,7 +88,7 @@ RULES: dict[str, Callable[..., Adjoints]] = {
     "log": lambda g, y, a: (div(g, a),),
     "log1p": lambda g, y, a: (div(g, add(ONE, a)),),
     "expm1": lambda g, y, a: (mul(g, add(y, ONE)),),
-    "sqrt": lambda g, y, a: (mul(g, div(_c(0.5), y)),),
+    "sqrt": lambda g, y, a: (_sqrt(g, y, a),),
     "rsqrt": lambda g, y, a: (mul(g, mul(_c(-0.5), mul(y, mul(y, y)))),),
     "abs": lambda g, y, a: (mul(g, _p("sign", a)),),
     "sin": lambda g, y, a: (mul(g, _p("cos", a)),),

@@ -126,3 +126,27 @@ def test_entropies_of_large_scores_keep_their_digits() -> None:
     q, k = torch.ones(4, 1), 300 + torch.randn(50, 1)
     wanted = kernel.reference(q.double(), k.double())
     assert float((kernel(q, k, strict=True).double() - wanted).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("backend", ["c", "reference"])
+def test_a_root_of_nothing_passes_nothing_on(backend: str) -> None:
+    """Equal logits deviate by 0, whose root has no slope: what is not asked for stays 0, as the language says. What is, is infinite."""
+    text = (
+        "kernel spec(z[t,n], w[n]) -> y[t]:\n    mu = mean[n](z)\n    std = sqrt(mean[n]((z - mu)**2))\n"
+        "    y = sum[n](softmax[n]((z - mu) / (std + 1e-3)) * w)\n"
+    )
+    made = weft.loads(text).spec
+    torch.manual_seed(1)
+    z, w = torch.full((3, 16), 2.0), torch.randn(16)
+    z[1] = torch.randn(16)
+    leaves = [x.clone().requires_grad_() for x in (z, w)]
+    wide = [x.double().requires_grad_() for x in (z, w)]
+    got = torch.autograd.grad(made(*leaves, backend=backend).sum(), leaves)
+    want = torch.autograd.grad(made.reference(*wide).sum(), wide)
+    for a, b in zip(got, want, strict=True):
+        assert b.isfinite().all()
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+    norm = weft.loads("kernel spec(x[t,d]) -> y[t]:\n    y = sqrt(sum[d](x * x))\n").spec
+    x = torch.zeros(2, 4, requires_grad=True)
+    (slope,) = torch.autograd.grad(norm(x, backend=backend).sum(), x)
+    assert slope.isnan().all()
