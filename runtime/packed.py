@@ -19,6 +19,7 @@ from ..compiler.algebra import substitute, where
 from ..compiler.scans import scans_as_states
 from ..dsl import typed
 from . import errors
+from .arguments import bind
 from .cache import digest
 from .kernel import Kernel, SpecFile
 
@@ -162,12 +163,15 @@ def _by_sequence(
     other = _other_name(kernel, axis)
     if other is not None:
         raise _refuse(kernel, axis, f"steps are read by the position along {other}")
+    dims = {t.name: t.dims for t in (*kernel.typed.inputs, *kernel.typed.outputs)}
+    if any(axis in dim[1:] for own in dims.values() for dim in own):
+        raise _refuse(kernel, axis, "it is not the first axis of a dimension")
+    bind(kernel, dict(inputs), params, options.sizes)  # before they are cut
     length, ends = _length(kernel, inputs, axis), _ends(kernel, inputs, axis, bounds)
     count = len(ends) - 1
     for name, value in (options.initial or {}).items():
         if not isinstance(value, Tensor) or not value.ndim or len(value) != count:
             raise errors.BadInitial(kernel.name, name, count, value)
-    dims = {t.name: t.dims for t in (*kernel.typed.inputs, *kernel.typed.outputs)}
     along = {name: next((n for n, axes in enumerate(own) if axis in axes), None) for name, own in dims.items()}
     results: list[tuple[Tensor, ...]] = []
     finals: list[dict[str, Tensor]] = []

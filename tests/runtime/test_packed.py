@@ -117,6 +117,15 @@ def test_only_states_make_a_sequence() -> None:
             made(**inputs, cu_seqlens={axis: torch.tensor([0, 16])})
 
 
+def test_what_does_not_fit_is_not_cut() -> None:
+    x = torch.randn(1, 7, 4)
+    with pytest.raises(compiler_errors.ExtentMismatch):
+        kernel("hgrn")(x, torch.zeros(1, 8, 4), cu_seqlens={"t": torch.tensor([0, 3, 7])}, return_final=True)
+    text = "kernel spec(x[(u t)]) -> o[(u t)]:\n    axis u = 2\n    state s[u] along t\n    s <- s / 2 + x\n    o = s\n"
+    with pytest.raises(errors.NotSupported, match="it is not the first axis of a dimension"):
+        weft.loads(text).spec(torch.ones(8), cu_seqlens={"t": torch.tensor([0, 1, 4])}, return_final=True)
+
+
 def test_states_that_grow_do_not_come_out() -> None:
     made = kernel("deltaformer")
     inputs = pose(made.graph, {}, {}, Usual(7, 8, 2, 1)).inputs()
