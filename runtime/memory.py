@@ -3,6 +3,8 @@
 The system hands out memory page by page, each cleared when it is first written. For large outputs and gradients that costs more than
 to write them, and a training step frees and asks for the same sizes again and again. So what a large tensor leaves behind is kept, up to
 ``KEPT`` bytes, as PyTorch's allocator does on GPUs, and is asked for in pages of 2 MiB where the system has them.
+
+Such a tensor is like any other, but that PyTorch cannot resize its storage.
 """
 
 from __future__ import annotations
