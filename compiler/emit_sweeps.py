@@ -269,7 +269,7 @@ class Sweeps(Values):
             return parts, []  # an elementwise product over a tile with all axes
         if left and (kept_tile or len(whole_kept) < 2):
             return left, right
-        first, second = self._outer_product(right)
+        first, second = self._outer_product(right)  # of rows and columns: on one side, they would be a tile of all of them
         return [*left, *first], second
 
     def _outer_product(self, parts: list[ir.Node]) -> tuple[list[ir.Node], list[ir.Node]]:
