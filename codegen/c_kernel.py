@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from ..compiler import ir
@@ -22,6 +22,18 @@ STACK_BYTES = 1 << 20
 _CTYPES = {
     "float32": "float", "float16": "_Float16", "bfloat16": "uint16_t", "int32": "int32_t", "int64": "int64_t", "bool": "uint8_t",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """``text`` of the function ``name``, in which several threads go through a program together (``c_shared.py``): ``members`` at most.
+    ``programs``: how many there are, in C. ``functions``: what it uses."""
+
+    text: str
+    name: str
+    members: int
+    programs: str
+    functions: set[str]
 
 
 class KernelPrinter(Runs):
@@ -292,9 +304,14 @@ class KernelPrinter(Runs):
             rows = f"{' && '.join(limits)} ? {rows} : 0"
         row_stride = "0" if row is None else self.stride(buffer, row)
         tile_rows = 1 if row is None else tile.dims[-2]
+        first, end = self.span(column)
+        columns, kept = end, str(tile.dims[-1])
+        if first != "0":
+            target, source = f"{target} + {first}", f"{source} + {first} * {self.stride(buffer, column)}"
+            columns = kept = f"{end} - {first}"
         self.put(
-            f"{function}({target}, {tile_rows}, {tile.dims[-1]}, {tile.dims[-1]}, {source}, "
-            f"{row_stride}, {self.stride(buffer, column)}, {rows}, {self.bound(column, False)});"
+            f"{function}({target}, {tile_rows}, {kept}, {tile.dims[-1]}, {source}, "
+            f"{row_stride}, {self.stride(buffer, column)}, {rows}, {columns});"
         )
         if self.kernel.columns is not None and row is not None and not outer and not row.startswith(ROUTE) and not limits:
             shape = f"{rows}, {self.bound(column, False)}"
@@ -373,9 +390,11 @@ class KernelPrinter(Runs):
         variables = {a: self.axis_names[new.get(a, a)] for a in source.axes}
         for axis in target.axes:
             variable = self.axis_names[axis]
+            first, end = "0", self.bound(axis, False)
             if axis == target.axes[-1]:
                 self.pragma("omp simd")
-            self.open(f"for (int {variable} = 0; {variable} < {self.bound(axis, False)}; {variable}++)")
+                first, end = self.span(axis)
+            self.open(f"for (int {variable} = {first}; {variable} < {end}; {variable}++)")
         shorter = [(a, b) for a, b in rename.renamed if self.tile_extent(a) < self.tile_extent(b)]
         inside = " && ".join(f"{self.axis_names[b]} < {self.tile_extent(a)}" for a, b in shorter)
         element = source.element(variables).text
@@ -432,10 +451,14 @@ class KernelPrinter(Runs):
         if ahead is not None:
             self.functions.update(("product_ahead", "next_tile"))
         call = "product(" if ahead is None else f"product_ahead({ahead}, "
+        factor, columns = self.slice_of(right, product), self.bound(product.columns, False)
+        first, end = self.span(product.columns)
+        if first != "0":
+            into, out_row = memory.rsplit(", ", 1)
+            memory, factor, columns = f"{into} + {first}, {out_row}", f"{factor} + {first}", f"{end} - {first}"
         self.put(
             f"{call}{memory}, {keep}, {self.slice_of(left, product)}, {left_row}, {left.stride(product.depth)}, "
-            f"{self.slice_of(right, product)}, {right.stride(product.depth)}, {rows}, {self.bound(product.columns, False)}, "
-            f"{self.bound(product.depth, False)});"
+            f"{factor}, {right.stride(product.depth)}, {rows}, {columns}, {self.bound(product.depth, False)});"
         )
         if product.outer is not None:
             self.close()
@@ -506,15 +529,22 @@ class KernelPrinter(Runs):
 
     # The whole kernel -----------------------------------------------------------------------------------------------
 
-    def render(self) -> str:
+    def print(self) -> list[str]:
+        """The program in its loops; the names of all that it needs are known then."""
         steps = self.lowering.steps(self.kernel.body)
         self.note_users(steps, {})
-        body = self.program(steps)
+        return self.program(steps)
+
+    def render(self, program: list[str], shared: Shared | None = None) -> str:
+        """The C function, which leaves the work to ``shared`` where there are few programs."""
         return template("kernel.c.jinja").render(
+            shared=shared,
+            static=False,
+            more_arguments="",
             notes=[line for line in [self.kernel.note, *self.shape_of_work()] if line],
             name=self.kernel.name,
             arguments=self.arguments(),
-            program=body,
+            program=program,
         )
 
     def shape_of_work(self) -> list[str]:

@@ -60,8 +60,12 @@ class Runs(Scope):
             if piece in self.users:
                 self.definitions[writes(piece)[0]] = piece
         self.place(items)
+        self.before_run(items)
         self.phase(n for p in pieces for n in writes(p))
         self.emit(items, ())
+
+    def before_run(self, items: list[Piece | Nest]) -> None:
+        """Called when it is known where the values of a run will be."""
 
     def place(self, items: list[Piece | Nest]) -> None:
         """Decides which values of a run are variables of a loop and which need a tile."""
@@ -149,7 +153,8 @@ class Runs(Scope):
         )
         relaxed = relaxed and not any(n in self.lowering.in_place for p in members for n in writes(p) + all_reads(p))
         variable = self.axis_names[nest.axis]
-        self.open(f"for (int {variable} = 0; {variable} < {self.bound(nest.axis, relaxed)}; {variable}++)")
+        first, end = self.span(nest.axis, relaxed)
+        self.open(f"for (int {variable} = {first}; {variable} < {end}; {variable}++)")
         self.emit(nest.items, (*fixed, nest.axis))
         self.close()
 

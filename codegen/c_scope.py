@@ -239,6 +239,10 @@ class Scope:
             return self.counts[axis]
         return str(self.tile_extent(axis))
 
+    def span(self, axis: str, relaxed: bool = False) -> tuple[str, str]:
+        """Where a loop over an axis of a tile begins and ends."""
+        return "0", self.bound(axis, relaxed)
+
     def held_in(self, buffer: str) -> str:
         """The float tensor in which a value is summed in place: the tensor itself, or scratch memory for one of half precision."""
         return self.scratch.get(buffer, buffer)

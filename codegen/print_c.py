@@ -10,14 +10,23 @@ from __future__ import annotations
 from ..compiler.plan import Plan
 from .c_kernel import KernelPrinter
 from .c_library import library, template
+from .c_shared import SharedPrinter, may_be_shared, share_out
 from .source import Module, Specialization
 
 
 def print_c(plan: Plan, spec: Specialization, spec_text: str = "", filename: str = "spec.weft", version: str = "") -> Module:
     """The C source of a plan. ``spec_text`` goes into the header and beside the statements that it explains."""
     functions: set[str] = set()
-    printed = [KernelPrinter(kernel, plan, spec, spec_text, filename, functions) for kernel in plan.kernels]
-    kernels = [p.render() for p in printed]
+    printed, kernels = [], []
+    for kernel in plan.kernels:
+        printer = KernelPrinter(kernel, plan, spec, spec_text, filename, functions)
+        program = printer.print()
+        shared = None
+        if may_be_shared(kernel, dict(spec.extents)):
+            shared = share_out(printer, SharedPrinter(kernel, plan, spec, spec_text, filename, set()))
+            functions |= shared.functions if shared is not None else set()
+        printed.append(printer)
+        kernels.append(printer.render(program, shared))
     header = [f"{plan.direction} pass, written by weft {version}".rstrip() + "."]
     if spec_text:
         header += ["", *spec_text.rstrip().splitlines()]

@@ -624,3 +624,12 @@ typedef float vector __attribute__((vector_size(32), aligned(4), may_alias));
 #else
 typedef float vector __attribute__((vector_size(16), aligned(4), may_alias));
 #endif
+
+//// first_of
+#include <omp.h>
+
+// Where the part of a member of a team begins: whole vectors along an axis, as even as can be.
+static int first_of(int extent, int member, int team)
+{
+    return (int)((int64_t)(extent / 16) * member / team) * 16;
+}
