@@ -27,7 +27,7 @@ _CTYPES = {
 @dataclass(frozen=True, slots=True)
 class Shared:
     """``text`` of the function ``name``, in which several threads go through a program together (``c_shared.py``): ``members`` at most.
-    ``programs``: how many there are, in C. ``functions``: what it uses."""
+    ``programs``: how many programs there are, in C. ``functions``: what it uses."""
 
     text: str
     name: str
@@ -306,12 +306,12 @@ class KernelPrinter(Runs):
         tile_rows = 1 if row is None else tile.dims[-2]
         first, end = self.span(column)
         columns, kept = end, str(tile.dims[-1])
+        place, pitch = self.part_of(tile, tile.dims[-1])
         if first != "0":
-            target, source = f"{target} + {first}", f"{source} + {first} * {self.stride(buffer, column)}"
+            target, source = f"{target} + {place}", f"{source} + {first} * {self.stride(buffer, column)}"
             columns = kept = f"{end} - {first}"
         self.put(
-            f"{function}({target}, {tile_rows}, {kept}, {tile.dims[-1]}, {source}, "
-            f"{row_stride}, {self.stride(buffer, column)}, {rows}, {columns});"
+            f"{function}({target}, {tile_rows}, {kept}, {pitch}, {source}, {row_stride}, {self.stride(buffer, column)}, {rows}, {columns});"
         )
         if self.kernel.columns is not None and row is not None and not outer and not row.startswith(ROUTE) and not limits:
             shape = f"{rows}, {self.bound(column, False)}"
@@ -320,6 +320,10 @@ class KernelPrinter(Runs):
             self.close()
         if across is not None:
             self.close()
+
+    def part_of(self, tile: Tile, pitch: int) -> tuple[str, str]:
+        """Where this thread's columns of a tile begin, and how far it is from row to row."""
+        return self.span(tile.axes[-1])[0], str(pitch)
 
     def copy_columns(self, buffer: str, tile: Tile, source: str, strides: list[str], where: ir.Node) -> None:
         """The columns of a tile that are wanted, one by one, where each lies together; the others are 0."""
@@ -453,12 +457,13 @@ class KernelPrinter(Runs):
         call = "product(" if ahead is None else f"product_ahead({ahead}, "
         factor, columns = self.slice_of(right, product), self.bound(product.columns, False)
         first, end = self.span(product.columns)
+        place, pitch = self.part_of(right, right.stride(product.depth))
         if first != "0":
             into, out_row = memory.rsplit(", ", 1)
-            memory, factor, columns = f"{into} + {first}, {out_row}", f"{factor} + {first}", f"{end} - {first}"
+            memory, factor, columns = f"{into} + {first}, {out_row}", f"{factor} + {place}", f"{end} - {first}"
         self.put(
             f"{call}{memory}, {keep}, {self.slice_of(left, product)}, {left_row}, {left.stride(product.depth)}, "
-            f"{factor}, {right.stride(product.depth)}, {rows}, {columns}, {self.bound(product.depth, False)});"
+            f"{factor}, {pitch}, {rows}, {columns}, {self.bound(product.depth, False)});"
         )
         if product.outer is not None:
             self.close()

@@ -153,7 +153,7 @@ class Runs(Scope):
         )
         relaxed = relaxed and not any(n in self.lowering.in_place for p in members for n in writes(p) + all_reads(p))
         variable = self.axis_names[nest.axis]
-        first, end = self.span(nest.axis, relaxed)
+        first, end = self.span(nest.axis, relaxed) if nest.innermost else ("0", self.bound(nest.axis, relaxed))
         self.open(f"for (int {variable} = {first}; {variable} < {end}; {variable}++)")
         self.emit(nest.items, (*fixed, nest.axis))
         self.close()

@@ -395,7 +395,7 @@ def _plan(
             break
         replaced = plan_recurrence(work, found, left, plain)
         left = {name: substitute(node, replaced) for name, node in left.items()}
-    routed = bool(lowered.routings) or lowered.in_products
+    routed = bool(lowered.routings) or lowered.in_products or (bool(work.kernels) and _has_wide_products(lowered, left))
     if routed:
         left, plain = plan_routed(work, left, plain, lowered.routings), {}
     rest = {name: node for name, node in left.items() if not (isinstance(node, ir.Input) and node.name == name)}
@@ -571,6 +571,12 @@ def plan_recurrence(work: Work, found: ir.Recurrence, left: dict[str, ir.Node], 
     builder = StepBuilder(context, found, places, replay, rows, again, lowered.target.backend == "c")
     work.kernels.append(builder.build(_unused(name, work), note))
     return replaced
+
+
+def _has_wide_products(lowered: Lowered, left: dict[str, ir.Node]) -> bool:
+    """Whether matrix products are left whose results are longer both ways than a tile can be: gradients of the weights of wide steps."""
+    wide = {a for a, extent in lowered.hints.extents if extent > WHOLE_LIMIT}
+    return any(isinstance(n, ir.Reduce) and is_matrix_product(n) and set(n.axes) <= wide for n in ir.topological(left.values()))
 
 
 def _unused(name: str, work: Work) -> str:

@@ -8,7 +8,7 @@ expert (``tile``), the rows of a tensor, or, in the gradient of an expert's weig
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from . import algebra, ir
 from .algebra import ZERO, conjunction, conjuncts, factors, product, reduce_sum, substitute
@@ -41,7 +41,7 @@ def is_product(n: ir.Node, storable: Callable[[Iterable[str]], bool]) -> bool:
         return False
     if isinstance(n.x, ir.Read) and any(is_pair(a) for a, _ in n.x.at):
         return True
-    parts = [set(f.axes) for f in factors(n.x)]
+    parts = [set(f.x.axes if _is_renamed(f) else f.axes) for f in factors(n.x)]
     if not all(storable(a) for a in (n.axes, *parts)):
         return False
     over = set(n.over)
@@ -50,6 +50,11 @@ def is_product(n: ir.Node, storable: Callable[[Iterable[str]], bool]) -> bool:
     if any(is_pair(a) for a in n.axes):
         return any(_is_lookup(f) for f in factors(n.x))
     return is_matrix_product(n)
+
+
+def _is_renamed(f: ir.Node) -> TypeGuard[ir.Read]:
+    """Whether a factor is a tensor with an axis by another name."""
+    return isinstance(f, ir.Read) and isinstance(f.x, ir.Input) and len(f.axes) == len(f.x.axes) and all(e.axes for _, e in f.at)
 
 
 def is_matrix_product(n: ir.Node) -> bool:

@@ -548,6 +548,8 @@ static void product(float *out, int64_t out_row, const float *keep, int64_t keep
 {
     const int vectors = (columns + LANES - 1) / LANES;
     int v = 0;
+    for (; rows == 1 && v + 8 <= vectors; v += 8) // as many sums at once as with more rows, and longer pieces of memory
+        product_block(1, 8, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, depth);
     for (; v + 4 <= vectors; v += 4)
         product_columns(6, 4, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, rows, depth);
     if (vectors - v == 3)
@@ -584,12 +586,12 @@ INLINE void product_columns(const int block, const int vectors, float *out, int6
 INLINE void product_block(const int rows, const int vectors, float *out, int64_t out_row, const float *keep, int64_t keep_row,
                           const float *left, int64_t left_row, int64_t left_k, const float *right, int64_t right_k, int depth)
 {
-    vector sum[8][4];
+    vector sum[8][8];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++)
             sum[r][v] = (vector){0};
     for (int k = 0; k < depth; k++) {
-        vector factors[4];
+        vector factors[8];
         UNROLL for (int v = 0; v < vectors; v++)
             factors[v] = *(const vector *)(right + k * right_k + v * LANES);
         UNROLL for (int r = 0; r < rows; r++) {
