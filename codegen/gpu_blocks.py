@@ -22,9 +22,15 @@ class Launch:
     limited: bool = True
 
 
-AGAINST_SPILLS = (Launch(8, 2), Launch(16, 2), Launch(4, 1), Launch(8, 1), Launch(8, 1, limited=False))
-"""What to try, in order, where a kernel spills with the options of the table. One stage loads no tile ahead, so it comes last; 32 warps
-leave 64 registers to a thread and help no kernel. Without a limit the assembler makes other choices, which are seldom better."""
+AGAINST_SPILLS = (
+    (Launch(8, 2), 1 << 20),
+    (Launch(16, 2), 64),
+    (Launch(8, 1), 512),
+    (Launch(8, 1, limited=False), 128),
+)
+"""What to try, in order, where a kernel spills with the options of the table, and the most bytes a thread may spill for it to be worth
+compiling: beyond, it cured no kernel of the library. 16 warps leave 128 registers to a thread, 32 warps 64. One stage loads no tile
+ahead, so it comes last. Without a limit the assembler makes other choices, which are seldom better."""
 
 
 def register_limit(warps: int) -> int:

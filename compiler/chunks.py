@@ -19,7 +19,6 @@ what is swept, fused and saved, and its backward pass, follow as for any other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -29,6 +28,7 @@ from ..dsl import typed
 from . import ir
 from .algebra import ONE, ZERO, add, conjunction, factors, map_state, product, substitute, total, where, with_children
 from .chunk_scans import Scan, scanned_states
+from .positive import logarithm
 from .recurrence import Versions
 from .structure import copied
 
@@ -616,15 +616,8 @@ def _kept(decay: ir.Node) -> tuple[ir.Node, ir.Node | None]:
 
 def _logarithm(decay: ir.Node) -> ir.Node:
     """The logarithm of a factor that is positive for every input. Raises ``Unchunkable``."""
-    match decay:
-        case ir.Pointwise(op="exp", args=(x,)):
-            return x
-        case ir.Pointwise(op="sigmoid", args=(x,)):
-            return ir.pointwise("logsigmoid", x)
-        case ir.Const(value=value) if value > 0:
-            return ir.const(math.log(value))
-        case ir.Pointwise(op="pow", args=(ir.Const(value=base), x)) if base > 0:
-            return ir.pointwise("mul", x, ir.const(math.log(base)))
-        case _:
-            what = decay.op if isinstance(decay, ir.Pointwise) else type(decay).__name__.lower()
-            raise Unchunkable(f"a decay ({what}) is no exponential, so its logarithm may not exist")
+    found = logarithm(decay)
+    if found is None:
+        what = decay.op if isinstance(decay, ir.Pointwise) else type(decay).__name__.lower()
+        raise Unchunkable(f"a decay ({what}) may be negative or 0, and then has no logarithm")
+    return found

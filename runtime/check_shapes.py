@@ -170,6 +170,8 @@ def roles(graph: ir.Graph) -> dict[str, Role]:
     stepped = {a for s in graph.states.values() for a in s.along}
     held = {a for s in graph.states.values() for a in s.axes} - compared - stepped
     always_last = last - {a for dims in ranked for dim in dims[:-1] for a in dim}
+    reduced = {a for n in graph_nodes(graph) if isinstance(n, ir.Reduce | ir.Select) for a in n.over}
+    last -= {a for a in last if a not in always_last | reduced}  # heads that have a number each
     found: dict[str, Role] = {}
     for axis in drawn_axes(graph.kernel):
         if axis in held:

@@ -117,7 +117,18 @@ def _compile(function: Any, entry: Entry, dtypes: Mapping[str, str], options: Ma
 
     signature, constants, attributes = _signature(function, entry, dtypes, options)
     launch = {name: value for name, value in options.items() if name not in function.arg_names}
-    return triton.compile(ASTSource(function, signature, constants, attributes), target=_gpu_target(target), options=launch)
+    key = (function.cache_key, repr((signature, constants, sorted(launch.items()))), target)
+    if key not in _compiled:
+        made = triton.compile(ASTSource(function, signature, constants, attributes), target=_gpu_target(target), options=launch)
+        if len(_compiled) >= _REMEMBERED:
+            _compiled.pop(next(iter(_compiled)))
+        _compiled[key] = made
+    return _compiled[key]
+
+
+_compiled: dict[tuple[str, str, str], Any] = {}
+_REMEMBERED = 64
+"""Binaries that are at hand: those of a kernel that is fitted are wanted again when they are reported."""
 
 
 @lru_cache(64)
@@ -193,8 +204,10 @@ def _disassembled(kernel: str, cubin: bytes) -> str:
 
 @lru_cache(64)
 def _assembler_spills(ptx: str, target: TargetName) -> bool:
-    """Whether the stack of a binary holds spilled registers, as ``ptxas -v`` says. A sine or cosine of a large angle has a table there,
-    with nothing spilled."""
+    """Whether the stack of a binary holds spilled registers. A sine or cosine of a large angle has a table there, with nothing spilled:
+    where there are such (``.local`` in PTX), ``ptxas -v`` says it."""
+    if ".local" not in ptx:
+        return True
     from triton.backends.nvidia.compiler import get_ptxas
 
     architecture = target + ("a" if target != "sm_80" else "")

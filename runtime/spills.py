@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from ..codegen.source import Module, Specialization
     from ..compiler.plan import Plan
 
-WORTH_ONE_STAGE = 512
-"""Bytes a thread. With one stage, what would be loaded ahead is not held; more than this was never cured by it."""
-
 WORTH_FINER_TILES = 1024
 """Bytes a thread: what spills more has large values besides its tiles, and would be compiled many times for nothing."""
 
@@ -115,10 +112,8 @@ def fit_launches(module: Module, spec: Specialization, target: str, only: Collec
             function, options = getattr(generated, entry.name), getattr(generated, f"{entry.name}_options")
             least = spilled_bytes(function, entry, dtypes, options, architecture)
             usual = Launch(options["num_warps"], options["num_stages"])
-            for launch in AGAINST_SPILLS:
-                if not least or (launch.stages == 1 and least > WORTH_ONE_STAGE):
-                    break
-                if launch.warps < usual.warps or launch == usual:
+            for launch, most in AGAINST_SPILLS:
+                if not least or least > most or launch.warps < usual.warps or launch == usual:
                     continue
                 tried = {**options, "num_warps": launch.warps, "num_stages": launch.stages, "maxnreg": register_limit(launch.warps)}
                 if not launch.limited:
