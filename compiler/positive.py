@@ -1,8 +1,8 @@
 """Logarithms of factors that are positive for every input, found in the equations: a decay is one that a state is multiplied with.
 
-    1 - 2**(-5 - h)      positions begin at 0, so it lies between 31/32 and 1
-    1 - sigmoid(x)       is sigmoid(-x)
-    (a * b) ** n         log a and log b, if both are positive
+1 - 2**(-5 - h)      positions begin at 0, so it lies between 31/32 and 1
+1 - sigmoid(x)       is sigmoid(-x)
+(a * b) ** n         log a and log b, if both are positive
 """
 
 from __future__ import annotations

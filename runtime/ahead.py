@@ -87,10 +87,11 @@ def compiled_for_gpu(kernel: Kernel, target: str, dtype: str, problem: Problem) 
 
 
 def _in_chunks(kernel: Kernel, problem: Problem, target: str, dtype: str) -> tuple[Kernel, Problem] | None:
-    """What long calls of a recurrence run on, if that is fused whole."""
+    """What long calls of a recurrence run on, or of a kernel whose sums separate, if that is fused whole."""
     from .chunked import posed_in_chunks
+    from .dual import posed_as_dual
 
-    found = posed_in_chunks(kernel, problem)
+    found = posed_in_chunks(*(posed_as_dual(kernel, problem) or (kernel, problem)))
     if found is None:
         return None
     made, posed = found

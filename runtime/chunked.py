@@ -55,7 +55,7 @@ def posed_in_chunks(kernel: Kernel, problem: Problem) -> tuple[ChunkedKernel, Pr
     """The kernel that a GPU would run a long problem on, and its whole chunks as a problem of that; None where there is none."""
     from .problem import Problem
 
-    made = ChunkedKernel.of(kernel) if kernel.states else ""
+    made = ChunkedKernel.of(kernel) if kernel.graph.states else ""
     if isinstance(made, str):
         return None
     time = made.chunks.time
@@ -94,12 +94,12 @@ def split(call: Call) -> tuple[Call, Call | None] | None:
     states = call.kernel.graph.states
     if kernel.chunks.counts_all or states.keys() != {*call.kernel.states} or any(s.reverse for s in states.values()):
         return None
-    chunks, rest = _part(call, time, 0, whole), _part(call, time, whole, steps)
+    chunks, rest = part(call, time, 0, whole), part(call, time, whole, steps)
     origin = {**call.origin, time: whole} if kernel.chunks.counts else call.origin
     return in_chunks(replace(chunks, return_final=True), kernel), replace(rest, initial={}, origin=origin)
 
 
-def _part(call: Call, time: str, start: int, stop: int) -> Call:
+def part(call: Call, time: str, start: int, stop: int) -> Call:
     """The same call on some of the steps."""
     inputs = dict(call.inputs)
     for t in call.kernel.typed.inputs:
@@ -110,9 +110,8 @@ def _part(call: Call, time: str, start: int, stop: int) -> Call:
     return replace(call, inputs=inputs, bound=fresh)
 
 
-def joined(kernel: Kernel, chunks: Sequence[Tensor], rest: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs of a call from those of its parts; what has no time axis is as the last part leaves it."""
-    time = next(iter(kernel.graph.states.values())).along[0]
+def joined(kernel: Kernel, time: str, chunks: Sequence[Tensor], rest: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of a call from those of its parts along ``time``; what has no such axis is as the last part leaves it."""
     found = []
     for t, first, last in zip(kernel.typed.outputs, chunks, rest, strict=False):
         found.append(torch.cat([first, last], t.dims.index((time,))) if time in t.axes else last)

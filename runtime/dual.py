@@ -1,4 +1,7 @@
-"""Long calls of kernels whose sums separate: the kernel as a recurrence, in linear time."""
+"""Long calls of kernels whose sums separate: the kernel as a recurrence, in linear time.
+
+On GPUs the recurrence goes in chunks of steps; the queries that are left over, fewer than a chunk has, meet all keys as pairs.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..compiler.duality import Dual, Inseparable, find_dual
 from .arguments import Bound, Call
+from .chunked import FEWEST, ChunkedKernel, in_chunks, part
 from .derived import DerivedKernel
 
 if TYPE_CHECKING:
@@ -15,10 +19,14 @@ if TYPE_CHECKING:
 
     from ..compiler import ir
     from .kernel import Kernel
+    from .problem import Problem
 
 STEP_COST, POWER_COST = 2.5, 9.0
 """What going through an element of a state costs on a CPU, forward and backward, in multiples of what a product of a pair of positions
 costs: measured with retention, and with the states of the second power of `based` and `rebased`."""
+GPU_COST = 16
+"""How many times longer a sequence has to be on a GPU, where products of pairs stay on chip and chunks and their states go through memory.
+Counted for retention (448 T operations a position at 400 TFLOP/s against 23 KB at 3 TB/s), not measured."""
 
 
 class DualKernel(DerivedKernel):
@@ -45,23 +53,76 @@ class DualKernel(DerivedKernel):
         step = sum(2 * size(axes) * (POWER_COST if power else STEP_COST) for axes, power in zip(self.dual.work, powers, strict=True))
         return math.ceil(2 * step / sum(size(axes) for axes in self.dual.pair))
 
+    def gpu_crossover(self, extents: Mapping[str, int]) -> int:
+        """The length from which the recurrence in chunks is faster on a GPU."""
+        return GPU_COST * self.crossover(extents)
+
     def extents(self, extents: Mapping[str, int]) -> dict[str, int]:
         """The extents of its axes, from those of a call of the base."""
         return {a: extents[self.dual.copies.get(a, a)] for a in self.axis_names}
 
 
+def posed_as_dual(kernel: Kernel, problem: Problem) -> tuple[DualKernel, Problem] | None:
+    """The recurrence and its problem, where there is one and there are as many keys as queries."""
+    from .problem import Problem
+
+    dual = "" if kernel.states else DualKernel.of(kernel)
+    if isinstance(dual, str) or problem.extents[dual.dual.query] != problem.extents[dual.dual.key]:
+        return None
+    extents = dual.extents(problem.extents)
+    return dual, Problem(dual.typed, extents, extents, problem.params)
+
+
 def with_dual(call: Call) -> Call:
-    """The same call of the recurrence, where there is one and the call is long enough; or the call."""
-    if call.kernel.states or call.backend not in (None, "c") or call.bound.device.type != "cpu":
+    """The same call of the recurrence, where there is one and the call is on a CPU and long enough; or the call."""
+    if call.backend not in (None, "c") or call.bound.device.type != "cpu":
         return call
+    kernel = _dual_of(call)
+    if kernel is None or call.bound.extents[kernel.dual.query] < kernel.crossover(call.bound.extents):
+        return call
+    return _as_dual(call, kernel)
+
+
+def with_chunks(call: Call) -> tuple[Call, Call | None] | None:
+    """A call on a GPU as one of the recurrence in chunks, and one with the queries that are left; None where there is no recurrence, or
+    the call is not long enough."""
+    if call.backend not in (None, "triton") or (call.bound.device.type == "cpu" and call.backend is None):
+        return None
+    kernel = _dual_of(call)
+    if kernel is None or call.bound.extents[kernel.dual.query] < kernel.gpu_crossover(call.bound.extents):
+        return None
+    chunked = ChunkedKernel.of(kernel)
+    if isinstance(chunked, str) or (chunked.chunks.counts and call.origin.get(kernel.dual.query)):
+        return None
+    query, key = kernel.dual.query, kernel.dual.key
+    steps = call.bound.extents[query]
+    whole = steps // chunked.length * chunked.length
+    if whole < FEWEST * chunked.length:
+        return None
+    if whole == steps:
+        return in_chunks(_as_dual(call, kernel), chunked), None
+    if chunked.chunks.counts_all:
+        return None
+    first = part(part(call, query, 0, whole), key, 0, whole)
+    rest = part(call, query, whole, steps)
+    rest = replace(rest, origin={**call.origin, query: call.origin.get(query, 0) + whole})
+    return in_chunks(_as_dual(first, kernel), chunked), rest
+
+
+def _dual_of(call: Call) -> DualKernel | None:
+    """The recurrence for a call with as many keys as queries, which begin at the same position."""
+    if call.kernel.states:
+        return None
     kernel = DualKernel.of(call.kernel)
     if isinstance(kernel, str):
-        return call
+        return None
     query, key, extents = kernel.dual.query, kernel.dual.key, call.bound.extents
     aligned = extents[query] == extents[key] and call.origin.get(query, 0) == call.origin.get(key, 0)
-    if not aligned or extents[query] < kernel.crossover(extents):
-        return call
+    return kernel if aligned else None
+
+
+def _as_dual(call: Call, kernel: DualKernel) -> Call:
     bound = call.bound
-    fresh = Bound(kernel.extents(extents), bound.params, bound.promoted, bound.device)
+    fresh = Bound(kernel.extents(bound.extents), bound.params, bound.promoted, bound.device)
     origin = {a: n for a, n in call.origin.items() if a in kernel.axis_names}
     return replace(call, kernel=kernel, bound=fresh, origin=origin)

@@ -37,7 +37,7 @@ def execute(call: Call, tracing: bool = False) -> list[Tensor]:
         refuse_transforms(call.kernel.name, call.inputs.values())
         tracing = tracing or operators.is_recording(call.inputs.values())
     call = cast_operands(call)
-    found = _in_chunks(call, watched, tracing)
+    found = _in_chunks(call, watched, tracing) or _in_linear_time(call, watched, tracing)
     if found is not None:
         return found
     if (call.initial or call.return_final) and call.backend != "reference":
@@ -91,7 +91,32 @@ def _in_chunks(call: Call, watched: bool, tracing: bool) -> list[Tensor] | None:
         return done
     count = len(call.kernel.output_names)
     states = dict(zip(call.kernel.states, done[count:], strict=True))
-    return joined(call.kernel, done[:count], execute(replace(rest, initial=states), tracing))
+    time = next(iter(call.kernel.graph.states.values())).along[0]
+    return joined(call.kernel, time, done[:count], execute(replace(rest, initial=states), tracing))
+
+
+def _in_linear_time(call: Call, watched: bool, tracing: bool) -> list[Tensor] | None:
+    """The outputs of a long call on a GPU whose sums separate, as a recurrence in chunks, if that is fused whole."""
+    if call.backend == "reference" or call.bound.promoted == torch.float64 or max(call.bound.extents.values(), default=0) < SHORT:
+        return None
+    if call.kernel.states or 0 in call.bound.extents.values():
+        return None
+    from .chunked import joined
+    from .dual import DualKernel, with_chunks
+
+    parts = with_chunks(call)
+    if parts is None:
+        return None
+    chunks, rest = parts
+    variant = _choose(chunks)
+    if isinstance(variant, Unfused) or variant.reasons:
+        return None
+    done = _run_fused(chunks, variant, watched, tracing)
+    if rest is None:
+        return done
+    dual = DualKernel.of(call.kernel)
+    assert isinstance(dual, DualKernel)
+    return joined(call.kernel, dual.dual.query, done, execute(rest, tracing))
 
 
 def _execute_stateful(call: Call, watched: bool, tracing: bool) -> list[Tensor]:

@@ -116,13 +116,21 @@ def _explain_steps(kernel: Kernel, problem: Problem, target: str, dtype: str) ->
 
 
 def _explain_dual(kernel: Kernel, dual: DualKernel, problem: Problem, target: str, dtype: str) -> Explanation:
+    from .dual import posed_as_dual
+
     query, key = dual.dual.query, dual.dual.key
-    length = dual.crossover(problem.extents)
-    text = f"its sums over {key} separate: on CPUs, from {length} on and with as many keys as queries, a recurrence along {query}"
-    if target != "c" or problem.extents[query] != problem.extents[key] or problem.extents[query] < length:
-        return replace(_explain(kernel, problem, target, dtype), dual=text)
-    extents = dual.extents(problem.extents)
-    return replace(_explain(dual, Problem(dual.typed, extents, extents, problem.params), target, dtype), dual=text)
+    length = dual.crossover(problem.extents) if target == "c" else dual.gpu_crossover(problem.extents)
+    text = f"its sums over {key} separate: from {length} on and with as many keys as queries, a recurrence along {query}"
+    posed: tuple[Kernel, Problem] | None = posed_as_dual(kernel, problem) if problem.extents[query] >= length else None
+    if target != "c":
+        from .chunked import ChunkedKernel, posed_in_chunks
+
+        made = ChunkedKernel.of(dual)
+        if isinstance(made, str):
+            return replace(_explain(kernel, problem, target, dtype), dual=f"its sums over {key} separate, but not in chunks: {made}")
+        text += f" in chunks of {made.length}"
+        posed = posed_in_chunks(*posed) if posed is not None else None
+    return replace(_explain(*(posed or (kernel, problem)), target, dtype), dual=text)
 
 
 def _explain(kernel: Kernel, problem: Problem, target: str, dtype: str) -> Explanation:
