@@ -204,10 +204,8 @@ def _disassembled(kernel: str, cubin: bytes) -> str:
 
 @lru_cache(64)
 def _assembler_spills(ptx: str, target: TargetName) -> bool:
-    """Whether the stack of a binary holds spilled registers. A sine or cosine of a large angle has a table there, with nothing spilled:
-    where there are such (``.local`` in PTX), ``ptxas -v`` says it."""
-    if ".local" not in ptx:
-        return True
+    """Whether the stack of a binary holds spilled registers, as ``ptxas -v`` says. A sine or cosine of a large angle has a table there,
+    with nothing spilled."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     architecture = target + ("a" if target != "sm_80" else "")
