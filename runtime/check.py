@@ -71,7 +71,7 @@ def check_kernel(
     everything_fused = name != "reference" and fused and not reasons
     patience = shrink_seconds if shrink_seconds is not None else 3.0 if quick else 10.0
     settings = Settings(
-        name, place, tuple(directions), limits, patience, invariance and name != "reference", nan_in_masked, everything_fused
+        name, place, tuple(directions), limits, patience, invariance and name != "reference", nan_in_masked, interpreted, everything_fused
     )
     run = _Run(kernel, settings, notes=[])
     if interpreted and "bfloat16" in dtypes:

@@ -102,11 +102,13 @@ class Limits:
     work: int = 3_000_000
     step: int = 4_000
     palettes: int = 5
+    samples: int = 1_000_000
+    """All batch axes together."""
 
 
 FULL = Limits()
 QUICK = Limits(features=(3, 8, 16, 17), batch=(1, 2), work=400_000, palettes=2)
-INTERPRETED = Limits(features=(3, 8, 16), batch=(1, 2), work=100_000, palettes=2)
+INTERPRETED = Limits(features=(3, 8, 16), batch=(1, 2), work=100_000, palettes=2, samples=2)
 """For Triton's interpreter, which takes milliseconds for each operation on a tile."""
 
 
@@ -393,11 +395,15 @@ class CaseDrawer:
     def _propose(self, theme: Theme, palette: Palette, tile: int, widest: int | None) -> Case:
         rng = self.rng
         sizes: dict[str, int] = {}
+        samples = 1
         for axis, role in self.roles.items():
             if role == "feature":
                 sizes[axis] = min(palette.features[axis], widest or palette.features[axis])
             elif role == "batch":
                 sizes[axis] = 1 if theme.lengths == "ones" and rng.random() < 0.5 else rng.choice(self.limits.batch)
+                if samples * sizes[axis] > self.limits.samples:
+                    sizes[axis] = 1
+                samples *= sizes[axis]
         sizes.update(self._lengths(theme, tile))
         sizes.update(self.fixed_sizes)
         origin: dict[str, int] = {}
