@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import ir
-from .algebra import conjuncts
+from .algebra import conjuncts, factors
 from .structure import is_long_table
 from .tasks import PROGRAMS, Group
 
@@ -25,7 +25,7 @@ def pair_owned(groups: list[Group], context: Context) -> list[tuple[Group, Group
         for m in range(n + 1, len(units)):
             (a, taken_a), (b, taken_b) = units[n], units[m]
             if taken_a is None and taken_b is None and _fit(a, b, context):
-                pair = (a, b) if _is_columns(a, b) else (b, a)
+                pair = (a, b) if _is_columns(a, b, context) else (b, a)
                 ordered = _in_order([*units[:n], pair, *units[n + 1 : m], *units[m + 1 :]])
                 if ordered is not None:
                     units, n = ordered, -1
@@ -70,9 +70,22 @@ def _in_order(units: list[tuple[Group, Group | None]]) -> list[tuple[Group, Grou
     return [units[n] for n in nx.lexicographical_topological_sort(graph)]
 
 
-def _is_columns(a: Group, b: Group) -> bool:
-    """``a`` keeps fewer axes: it sweeps the grouped heads as well."""
-    return len(a.kept) <= len(b.kept)
+def _is_columns(a: Group, b: Group, context: Context) -> bool:
+    """``a`` keeps fewer axes: it sweeps the grouped heads as well. Or ``b`` keeps rows and columns both, as the gradient of a bias does,
+    and sweeps the batch: only ``a`` multiplies tiles of them."""
+    first, second = _multiplies_tiles(a, context), _multiplies_tiles(b, context)
+    return first if first != second else len(a.kept) <= len(b.kept)
+
+
+def _multiplies_tiles(group: Group, context: Context) -> bool:
+    """Whether one side of a matrix product varies along a swept axis and the other does not."""
+    swept = frozenset().union(*_loops(group, context))
+    for n in ir.topological(s.x for s in group.sweeps):
+        if isinstance(n, ir.Reduce) and n.op == "sum" and set(n.over) <= context.structure.whole:
+            parts = factors(n.x)
+            if len(parts) == 2 and swept & set(parts[0].axes) ^ swept & set(parts[1].axes):
+                return True
+    return False
 
 
 def _loops(group: Group, context: Context) -> set[frozenset[str]]:
@@ -87,7 +100,7 @@ def _fit(a: Group, b: Group, context: Context) -> bool:
     (la,), (lb,) = loops_a, loops_b
     if a.kept | la != b.kept | lb or la == lb:
         return False
-    first, second = (a, b) if _is_columns(a, b) else (b, a)
+    first, second = (a, b) if _is_columns(a, b, context) else (b, a)
     lead = next(iter(_loops(first, context)))
     if not (second.kept >= lead and first.kept >= next(iter(_loops(second, context)))):
         return False
