@@ -101,8 +101,9 @@ class KernelBuilder(Sweeps):
             if loop not in self.loops:
                 self.loops.append(loop)
         self.rows = self._pick_rows(kept) if tiling.rows is not None else None
-        self.tiled_loops = self._pick_tiles()
-        scalars = kept - ({self.rows} if self.rows else set())
+        self.columns = self._pick_columns() if tiling.rows is not None and extra is None else None
+        self.tiled_loops = {} if self.columns else self._pick_tiles()
+        scalars = kept - {a for a in (self.rows, self.columns) if a}
         self.outer: tuple[str, ...] = ()
         if extra is not None:
             self.outer = self.structure.sort(scalars - extra.kept)
@@ -117,6 +118,9 @@ class KernelBuilder(Sweeps):
         self.block: dict[str, int] = {}
         if self.rows and tiling.rows is not None:
             self.block[self.rows] = context.block(self.rows, tiling.rows)
+        if self.columns:
+            self.block[self.columns] = context.block(self.columns, tiling.swept)
+            self.ragged = (self.columns,)
         for axis in self.tiled_loops.values():
             self.block[axis] = context.block(axis, tiling.swept)
         self.pivots: list[Pivot] = []
@@ -153,6 +157,24 @@ class KernelBuilder(Sweeps):
         candidates = lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
         return pick_tiled(candidates, self.structure) if candidates else None
 
+    def _pick_columns(self) -> str | None:
+        """The columns of results that keep both sides of a matrix product, as the gradients of biases do: a program makes their tiles one
+        after the other, and goes through what is summed, the batch, index by index. Sets the rows."""
+        kept, swept = self.group.kept, {a for loop in self.loops for a in loop}
+        if any(s.op != "sum" or self._unknown(s, set(self.group.sweeps) - {s}) for s in self.group.sweeps):
+            return None
+        if any(t.kept != kept for t in self.group.tasks):
+            return None
+        roots = [s.x for s in self.group.sweeps] or [t.node for t in self.group.tasks]
+        for n in ir.topological(roots):
+            if isinstance(n, ir.Reduce) and n.op == "sum" and set(n.over) <= self.structure.whole and len(factors(n.x)) == 2:
+                left, right = (set(f.axes) - self.structure.whole for f in factors(n.x))
+                if left - right and right - left and (left ^ right) <= kept and not swept & (left ^ right):
+                    rows, columns = pick_tiled(left - right, self.structure), pick_tiled(right - left, self.structure)
+                    self.rows, columns = sorted((rows, columns), key=lambda a: self.structure.order.get(a, 0))
+                    return columns
+        return None
+
     def _is_outer(self, s: ir.Reduce, kept: frozenset[str]) -> bool:
         """Whether a sum at every index of the kept axes is a matrix product of its own: two factors with whole axes, none in common."""
         parts = factors(s.x)
@@ -184,6 +206,9 @@ class KernelBuilder(Sweeps):
         body = tuple(self.scopes[0].statements)
         for axis in reversed(self.outer):
             body = self._split_owned(body, axis)
+        if self.columns:
+            axis = self.columns
+            body = (Loop(axis, self.block[axis], ir.const(0), ir.size(axis), body, f"tiles of {axis}"),)
         return self._finish(body)
 
     def _split_owned(self, body: tuple[Statement, ...], axis: str) -> tuple[Statement, ...]:
@@ -216,7 +241,7 @@ class KernelBuilder(Sweeps):
                 case _:
                     pass
         loops = [a for a in dict.fromkeys(self.tiled_loops.values()) if a != self.rows]
-        front = [self.rows] if self.rows else []
+        front = [a for a in (self.rows, self.columns) if a]
         tiles = loops + front if self.context.loops_first else front + loops
         whole = self.structure.sort(a for a in self.structure.whole if a in used and a not in self.block)
         parts = [f"keeps {', '.join(self.structure.sort(self.group.kept)) or 'nothing'}"]
@@ -231,7 +256,7 @@ class KernelBuilder(Sweeps):
         value = self._low(task.node)
         self._emit(value)
         for buffer in (task.buffer, *task.also):
-            checked = (self.rows,) if self.rows and self.rows in self.context.layout[buffer] else ()
+            checked = tuple(a for a in (self.rows, self.columns) if a and a in self.context.layout[buffer])
             self.scopes[0].statements.append(Store(buffer, value, checked))
 
     # Stages and accumulators -----------------------------------------------------------------------------------
@@ -367,6 +392,6 @@ class KernelBuilder(Sweeps):
         owned = [self._owned_running(s) for s in extra]
         if not loop:
             raise NotFused("a sum over whole axes only is no sweep")
-        tiled = self.tiled_loops[loop]
+        tiled = self.tiled_loops.get(loop)
         scalars = self.structure.sort(loop - {tiled})
         self._nest(scalars, tiled, running + owned)

@@ -50,10 +50,15 @@ class Sweeps(Values):
     outer: tuple[str, ...]
     tiled_loops: dict[frozenset[str], str]
     pivots: list[Pivot]
+    columns: str | None
+    """A kept axis that is tiled as well, where results keep both sides of a matrix product."""
 
-    def _nest(self, scalars: tuple[str, ...], tiled: str, running: list[Running]) -> None:
+    def _nest(self, scalars: tuple[str, ...], tiled: str | None, running: list[Running]) -> None:
         if not scalars:
-            self._tile_loops(tiled, running)
+            if tiled is not None:
+                self._tile_loops(tiled, running)
+            elif self.columns is not None:
+                self._tile(self.columns, running, full=False)
             return
         axis, *rest = scalars
         fixed = self._visible() | {axis}
@@ -67,11 +72,11 @@ class Sweeps(Values):
         self.scopes[-1].statements.append(Loop(axis, None, start, stop, tuple(scope.statements), f"every {axis}"))
 
     def _visible(self) -> frozenset[str]:
-        rows = {self.rows} if self.rows else set()
+        rows = {a for a in (self.rows, self.columns) if a}
         return frozenset({*self.grid, *self.outer, *rows, *(a for s in self.scopes for a in s.axes), *self.structure.whole})
 
     def _bounds(self, conditions: list[ir.Node], axis: str) -> masks.Range:
-        tiles = frozenset([self.rows]) if self.rows else frozenset()
+        tiles = frozenset(a for a in (self.rows, self.columns) if a)
         result: masks.Range | None = None
         for c in conditions:
             solved = masks.solve(c, axis, tiles)
