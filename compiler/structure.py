@@ -92,9 +92,16 @@ def analyse(
     """
     nodes = list(ir.topological([*forward.values(), *roots.values()]))
     inputs = [n for n in nodes if isinstance(n, ir.Input)]
-    outputs = [frozenset(t.axes) for t in kernel.outputs] + [frozenset(n.axes) for n in roots.values()]
-    crossing = _crossing(nodes, outputs)
     contracted = {f for n in nodes if isinstance(n, ir.Reduce) and n.op == "sum" and len(factors(n.x)) > 1 for f in factors(n.x)}
+    added = {frozenset(n.axes) for n in inputs if n not in contracted}
+    made = [n for n in ir.topological(forward.values()) if isinstance(n, ir.Reduce)]
+    scores = [set(n.axes) for n in made if n.op == "sum" and len(factors(n.x)) > 1]
+    outputs = [frozenset(t.axes) for t in kernel.outputs]
+    for n in roots.values():  # that the gradient of a bias of every score is stored makes no tensors of scores
+        axes = frozenset(n.axes)
+        if axes not in added or not any(s <= axes for s in scores):
+            outputs.append(axes)
+    crossing = _crossing(nodes, outputs)
     hosts = [*outputs, *(frozenset(h) for h in extra_hosts)]
     for given in inputs:
         paired = any({a, b} <= set(given.axes) for a, b in crossing)
