@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 UNITS = 64
 """The fewest units that a thread gets."""
 
-
 WORK = 100_000
 """Elements of weights, the fewest in a step that are worth it: with 192 units the two cores of a machine are 1.2 times as fast as one at an
 LSTM (forward and backward), with 128 they are slower."""
@@ -122,12 +121,13 @@ class SharedPrinter(KernelPrinter):
     def tile_load(self, step: TileLoad) -> None:
         if step.load.where is not None or any(order[-1] not in self.units for order in self.tile_orders(step)):
             raise Unshareable
-        if all(isinstance(user, Product) and user.right is step.load.node for user in self.users[step]):
+        node = step.load.node
+        if all(isinstance(user, Product) and user.right is node and user.left is not node for user in self.users[step]):
             orders = self.tile_orders(step)
-            suffixes = ["" if order == self.lowering.space(step.load.node) else "_t" for order in orders]
-            self.together |= {self.kept_tile(step.load.node, o, s).name for o, s in zip(orders, suffixes, strict=True) if len(o) == 2}
+            suffixes = ["" if order == self.lowering.space(node) else "_t" for order in orders]
+            self.together |= {self.kept_tile(node, o, s).name for o, s in zip(orders, suffixes, strict=True) if len(o) == 2}
         super().tile_load(step)
-        tiles = self.values[step.load.node]
+        tiles = self.values[node]
         assert isinstance(tiles, list)
         roots = {self.root(t) for t in tiles}
         if roots & self.awaited:
@@ -144,9 +144,8 @@ class SharedPrinter(KernelPrinter):
         source = self.pick(self.tiles_of(step.rename.x))
         target = self.kept_tile(step.rename.node, self.lowering.space(step.rename.node), "")
         renamed = dict(step.rename.renamed)
-        if tuple(renamed.get(a, a) for a in source.axes) != target.axes or any(
-            self.extents[a] != self.extents[b] for a, b in renamed.items()
-        ):
+        alike = all(self.extents[a] == self.extents[b] for a, b in renamed.items())
+        if not alike or tuple(renamed.get(a, a) for a in source.axes) != target.axes:
             raise Unshareable
         self.root(source)
         self.before(set(), {self.root(target)})

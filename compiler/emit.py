@@ -100,8 +100,9 @@ class KernelBuilder(Sweeps):
             loop = frozenset(s.over) - whole
             if loop not in self.loops:
                 self.loops.append(loop)
-        self.rows = self._pick_rows(kept) if tiling.rows is not None else None
-        self.columns = self._pick_columns() if tiling.rows is not None and extra is None else None
+        sides = self._pick_sides() if tiling.rows is not None and extra is None else None
+        self.rows = sides[0] if sides else self._pick_rows(kept) if tiling.rows is not None else None
+        self.columns = sides[1] if sides else None
         self.tiled_loops = {} if self.columns else self._pick_tiles()
         scalars = kept - {a for a in (self.rows, self.columns) if a}
         self.outer: tuple[str, ...] = ()
@@ -157,9 +158,9 @@ class KernelBuilder(Sweeps):
         candidates = lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
         return pick_tiled(candidates, self.structure) if candidates else None
 
-    def _pick_columns(self) -> str | None:
-        """The columns of results that keep both sides of a matrix product, as the gradients of biases do: a program makes their tiles one
-        after the other, and goes through what is summed, the batch, index by index. Sets the rows."""
+    def _pick_sides(self) -> tuple[str, str] | None:
+        """The rows and the columns of results that keep both sides of a matrix product, as the gradients of biases do: a program makes the
+        tiles of its columns one after the other, and goes through what is summed, the batch, index by index."""
         kept, swept = self.group.kept, {a for loop in self.loops for a in loop}
         if any(s.op != "sum" or self._unknown(s, set(self.group.sweeps) - {s}) for s in self.group.sweeps):
             return None
@@ -170,9 +171,9 @@ class KernelBuilder(Sweeps):
             if isinstance(n, ir.Reduce) and n.op == "sum" and set(n.over) <= self.structure.whole and len(factors(n.x)) == 2:
                 left, right = (set(f.axes) - self.structure.whole for f in factors(n.x))
                 if left - right and right - left and (left ^ right) <= kept and not swept & (left ^ right):
-                    rows, columns = pick_tiled(left - right, self.structure), pick_tiled(right - left, self.structure)
-                    self.rows, columns = sorted((rows, columns), key=lambda a: self.structure.order.get(a, 0))
-                    return columns
+                    sides = pick_tiled(left - right, self.structure), pick_tiled(right - left, self.structure)
+                    rows, columns = sorted(sides, key=lambda a: self.structure.order.get(a, 0))
+                    return rows, columns
         return None
 
     def _is_outer(self, s: ir.Reduce, kept: frozenset[str]) -> bool:

@@ -173,7 +173,9 @@ def roles(graph: ir.Graph) -> dict[str, Role]:
     held = {a for s in graph.states.values() for a in s.axes} - compared - stepped
     always_last = last - {a for dims in ranked for dim in dims[:-1] for a in dim}
     reduced = {a for n in graph_nodes(graph) if isinstance(n, ir.Reduce | ir.Select) for a in n.over}
-    last -= {a for a in last if a not in always_last | reduced}  # heads that have a number each
+    shown = {a for t in graph.kernel.outputs if len(t.dims) >= 2 for a in t.dims[-1]}
+    heads = last - always_last - reduced - shown  # that have a number each
+    last -= heads
     found: dict[str, Role] = {}
     for axis in drawn_axes(graph.kernel):
         if axis in held:
@@ -185,7 +187,7 @@ def roles(graph: ir.Graph) -> dict[str, Role]:
         elif axis in last:
             found[axis] = "feature"
         else:
-            found[axis] = "sequence" if axis in before_last else "batch"
+            found[axis] = "sequence" if axis in before_last - heads else "batch"
     for axis, at in read_ties(graph):
         if axis in held and at in found and axis in found:
             found[at] = found[axis]  # a state read under another name of its axis
