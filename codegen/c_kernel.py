@@ -534,14 +534,14 @@ class KernelPrinter(Runs):
 
     # The whole kernel -----------------------------------------------------------------------------------------------
 
-    def print(self) -> list[str]:
+    def print_program(self) -> list[str]:
         """The program in its loops; the names of all that it needs are known then."""
         steps = self.lowering.steps(self.kernel.body)
         self.note_users(steps, {})
         return self.program(steps)
 
     def render(self, program: list[str], shared: Shared | None = None) -> str:
-        """The C function, which leaves the work to ``shared`` where there are few programs."""
+        """The C function, which leaves the work to ``shared`` where there is one program."""
         return template("kernel.c.jinja").render(
             shared=shared,
             static=False,

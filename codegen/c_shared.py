@@ -43,7 +43,7 @@ class SharedPrinter(KernelPrinter):
     """The axes that are shared out, with their extents."""
 
     def find_units(self) -> None:
-        """Raises ``Unshareable`` where no product in a loop over steps has enough columns."""
+        """Raises ``Unshareable`` where memory is summed in place, or read after it was written."""
         kernel = self.kernel
         stored = {s.buffer for s in self.lowering.statements if isinstance(s, Store)}
         if kernel.owner or kernel.columns is not None or self.lowering.in_place or any(s in stored for s in self.loaded()):

@@ -20,7 +20,7 @@ def print_c(plan: Plan, spec: Specialization, spec_text: str = "", filename: str
     printed, kernels = [], []
     for kernel in plan.kernels:
         printer = KernelPrinter(kernel, plan, spec, spec_text, filename, functions)
-        program = printer.print()
+        program = printer.print_program()
         shared = None
         if may_be_shared(kernel, dict(spec.extents)):
             shared = share_out(printer, SharedPrinter(kernel, plan, spec, spec_text, filename, set()))

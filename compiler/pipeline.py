@@ -395,7 +395,8 @@ def _plan(
             break
         replaced = plan_recurrence(work, found, left, plain)
         left = {name: substitute(node, replaced) for name, node in left.items()}
-    routed = bool(lowered.routings) or lowered.in_products or (bool(work.kernels) and _has_wide_products(lowered, left))
+    has_steps = bool(work.kernels)
+    routed = bool(lowered.routings) or lowered.in_products or (has_steps and _has_wide_products(lowered, left))
     if routed:
         left, plain = plan_routed(work, left, plain, lowered.routings), {}
     rest = {name: node for name, node in left.items() if not (isinstance(node, ir.Input) and node.name == name)}

@@ -101,7 +101,7 @@ def with_chunks(call: Call) -> tuple[Call, Call | None] | None:
         return None
     if whole == steps:
         return in_chunks(_as_dual(call, kernel), chunked), None
-    if chunked.chunks.counts_all:
+    if chunked.chunks.counts_all or query in call.kernel.fixed_axes:  # the queries that are left begin at another position
         return None
     first = part(part(call, query, 0, whole), key, 0, whole)
     rest = part(call, query, whole, steps)

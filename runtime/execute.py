@@ -83,11 +83,8 @@ def _in_chunks(call: Call, watched: bool, tracing: bool) -> list[Tensor] | None:
         from .stateful import with_states
 
         chunks = with_states(chunks)
-    variant = _choose(chunks)
-    if isinstance(variant, Unfused) or variant.reasons:
-        return None
-    done = _run_fused(chunks, variant, watched, tracing)
-    if rest is None:
+    done = _run_whole(chunks, watched, tracing)
+    if done is None or rest is None:
         return done
     count = len(call.kernel.output_names)
     states = dict(zip(call.kernel.states, done[count:], strict=True))
@@ -108,15 +105,20 @@ def _in_linear_time(call: Call, watched: bool, tracing: bool) -> list[Tensor] | 
     if parts is None:
         return None
     chunks, rest = parts
-    variant = _choose(chunks)
-    if isinstance(variant, Unfused) or variant.reasons:
-        return None
-    done = _run_fused(chunks, variant, watched, tracing)
-    if rest is None:
+    done = _run_whole(chunks, watched, tracing)
+    if done is None or rest is None:
         return done
     dual = DualKernel.of(call.kernel)
     assert isinstance(dual, DualKernel)
     return joined(call.kernel, dual.dual.query, done, execute(rest, tracing))
+
+
+def _run_whole(call: Call, watched: bool, tracing: bool) -> list[Tensor] | None:
+    """The outputs of a call of a derived kernel, if that is fused whole."""
+    variant = _choose(call)
+    if isinstance(variant, Unfused) or variant.reasons:
+        return None
+    return _run_fused(call, variant, watched, tracing)
 
 
 def _execute_stateful(call: Call, watched: bool, tracing: bool) -> list[Tensor]:
