@@ -6,6 +6,7 @@ of, so that it is compared by itself too, with its own size.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -30,10 +31,11 @@ OTHERS = {"ssd": "dt", "selective_scan": "dt", "mlstm": "fg", "mlstm_sigmoid": "
 LEVELS = (0.01, 1.0, 5.0, 10.0, 20.0)
 
 
-def gated(name: str, level: float) -> Kernel:
-    """A shipped kernel whose gate is drawn around a mean log-decay."""
+@functools.cache
+def gated(name: str) -> Kernel:
+    """A shipped kernel whose gate is drawn around a mean log-decay, its parameter ``level``."""
     gate = LOGS.get(name) or OTHERS[name]
-    spread = f"{level} * exp(normal() / 4)"
+    spread = "level * exp(normal() / 4)"
     drawn = {"dt": spread, "decay": f"log({spread})"}.get(gate, f"-{spread}")
     text = (SPECS / f"{name}.weft").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not re.match(rf"    sample ({gate}|a) = ", line)]
@@ -42,28 +44,29 @@ def gated(name: str, level: float) -> Kernel:
     lines.insert(end + 1, f"    sample {gate} = {drawn}")
     if gate == "dt":
         lines.insert(end + 1, "    sample a = -exp(normal() / 4)")
+    lines.insert(end + 1, "    param level: float = 1")
     return getattr(weft.loads("\n".join(lines) + "\n"), name)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", [*LOGS, *OTHERS])
 def test_gates_of_every_strength(name: str, level: float) -> None:
-    made = gated(name, level)
-    report = check_kernel(made, backend="c", trials=1, quick=True, dtypes=("float32", "bfloat16"))
+    report = check_kernel(gated(name), backend="c", trials=1, quick=True, dtypes=("float32", "bfloat16"), params={"level": level})
     assert report.passed, str(report)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", [*LOGS, "ssd", "selective_scan", "mlstm"])
 def test_gradients_of_gates_are_exact_for_their_size(name: str, level: float) -> None:
-    made = gated(name, level)
+    made = gated(name)
     gate = LOGS.get(name) or OTHERS[name]
-    problem = pose(made.graph, {}, {}, Usual(70, 16, 2, 1))
+    problem = pose(made.graph, {}, {"level": level}, Usual(70, 16, 2, 1))
     inputs = problem.inputs(seed=3)
     leaf = inputs[gate].clone().requires_grad_()
     exact = {n: x.double() for n, x in inputs.items()}
     wide = exact[gate].requires_grad_()
-    got, want = made(**{**inputs, gate: leaf}, strict=True), made.reference(**{**exact, gate: wide})
+    got = made(**{**inputs, gate: leaf}, **problem.params, strict=True)
+    want = made.reference(**{**exact, gate: wide}, **problem.params)
     first, right = (o[0] if isinstance(o, tuple) else o for o in (got, want))
     cotangent = torch.randn(right.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     (found,) = torch.autograd.grad(first, [leaf], cotangent.float())
@@ -76,8 +79,8 @@ def test_gradients_of_gates_are_exact_for_their_size(name: str, level: float) ->
 @pytest.mark.parametrize("name", ["gla", "gated_delta", "kda", "ssd", "mlstm", "gsa"])
 def test_a_prefix_does_not_depend_on_its_future(name: str) -> None:
     """Whatever comes later, NaN and extreme gates included."""
-    made = gated(name, 20.0)
-    problem = pose(made.graph, {}, {}, Usual(70, 16, 2, 1))
+    made = gated(name)
+    problem = pose(made.graph, {}, {"level": 20.0}, Usual(70, 16, 2, 1))
     inputs = problem.inputs()
     (along,) = {s.along[0] for s in made.graph.states.values()}
     axes = {t.name: t.axes for t in made.typed.inputs}
@@ -88,7 +91,7 @@ def test_a_prefix_does_not_depend_on_its_future(name: str) -> None:
     output = made.typed.outputs[0].axes.index(along)
 
     def prefix(given: dict[str, torch.Tensor]) -> torch.Tensor:
-        found = made(**given, strict=True)
+        found = made(**given, **problem.params, strict=True)
         return (found[0] if isinstance(found, tuple) else found).narrow(output, 0, 33)
 
     torch.testing.assert_close(prefix(later), prefix(inputs), rtol=0, atol=0)

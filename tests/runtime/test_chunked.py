@@ -152,8 +152,10 @@ NOT = {
 }
 
 
-def posed(made: Kernel, length: int, feature: int = 8, seed: int = 3) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, object]]:
-    problem = pose(made.graph, {}, {}, Usual(length, feature, 2, 1))
+def posed(
+    made: Kernel, length: int, feature: int = 8, seed: int = 3, **params: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, object]]:
+    problem = pose(made.graph, {}, params, Usual(length, feature, 2, 1))
     torch.manual_seed(seed)
     states = {s.name: torch.rand([problem.extents[a] for a in s.axes]) for s in made.graph.states.values()}
     return problem.inputs(seed=seed), states, dict(problem.params)
@@ -222,9 +224,9 @@ def test_check_passes(name: str) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ["simple_gla", "gla", "hgrn2", "rwkv6", "ssd", "mlstm_sigmoid", "gated_delta", "kda", "rwkv7"])
 def test_gradients_of_gates_are_exact_for_their_size(name: str, level: float) -> None:
-    base = gated(name, level)
+    base = gated(name)
     made = in_chunks(base)
-    inputs, _, params = posed(base, 2 * made.length, 16)
+    inputs, _, params = posed(base, 2 * made.length, 16, level=level)
     gate = LOGS.get(name) or {"ssd": "dt", "mlstm_sigmoid": "fg"}[name]
     exact = {n: x.double() for n, x in inputs.items()}
     leaf, wide = inputs[gate].requires_grad_(), exact[gate].requires_grad_()
