@@ -460,9 +460,9 @@ INLINE struct ahead next_tile(const void *tile, int bytes, int64_t row_stride, i
 static void product_ahead(struct ahead next, float *out, int64_t out_row, const float *keep, int64_t keep_row, const float *left,
                           int64_t left_row, int64_t left_k, const float *right, int64_t right_k, int rows, int columns, int depth)
 {
-    const int share = (next.rows * next.lines * 6 + rows - 1) / (rows > 0 ? rows : 1);
+    const int share = (next.rows * next.lines * ROWS + rows - 1) / (rows > 0 ? rows : 1);
     int row = 0, line = 0;
-    for (int r = 0; r < rows; r += 6) {
+    for (int r = 0; r < rows; r += ROWS) {
         for (int n = 0; n < share && row < next.rows; n++) {
             __builtin_prefetch((const void *)(next.first + (uintptr_t)(row * next.stride + line * 64)), 0, 2);
             line++;
@@ -472,7 +472,7 @@ static void product_ahead(struct ahead next, float *out, int64_t out_row, const 
             }
         }
         product(out + r * out_row, out_row, keep ? keep + r * keep_row : NULL, keep_row, left + r * left_row, left_row, left_k, right,
-                right_k, rows - r < 6 ? rows - r : 6, columns, depth);
+                right_k, rows - r < ROWS ? rows - r : ROWS, columns, depth);
     }
 }
 
@@ -542,43 +542,68 @@ INLINE float sum_of(const float *row, int count)
 
 //// product
 // out = keep * out + left . right on tiles: out[r][c], left[r][k] at any strides, right[k][c] with its columns side by side.
-// keep is one factor a row; NULL starts from 0. Tiles are padded to whole vectors of columns.
+// keep is one factor a row; NULL starts from 0. Tiles are padded to whole vectors of columns. Every sum goes through k in order.
 static void product(float *out, int64_t out_row, const float *keep, int64_t keep_row, const float *left, int64_t left_row,
                     int64_t left_k, const float *right, int64_t right_k, int rows, int columns, int depth)
 {
-    const int vectors = (columns + LANES - 1) / LANES;
-    int v = 0;
-    for (; rows == 1 && v + 8 <= vectors; v += 8) // as many sums at once as with more rows, and longer pieces of memory
-        product_block(1, 8, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, depth);
-    for (; v + 4 <= vectors; v += 4)
-        product_columns(6, 4, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, rows, depth);
-    if (vectors - v == 3)
-        product_columns(8, 3, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, rows, depth);
-    if (vectors - v == 2)
-        product_columns(8, 2, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, rows, depth);
-    if (vectors - v == 1)
-        product_columns(8, 1, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, rows, depth);
+    const int vectors = (columns + LANES - 1) / LANES, whole = rows - rows % ROWS;
+    int v = whole > 0 ? 0 : vectors;
+    if (ROWS == 8 && vectors % 2 == 1 && v + 3 <= vectors) {
+        product_panel(ROWS, 3, out, out_row, keep, keep_row, left, left_row, left_k, right, right_k, whole, depth);
+        v = 3;
+    }
+    for (; v + 2 <= vectors; v += 2)
+        product_panel(ROWS, 2, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, whole, depth);
+    if (v < vectors)
+        product_panel(ROWS, 1, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, whole, depth);
+    if (whole < rows)
+        product_rest(out + whole * out_row, out_row, keep ? keep + whole * keep_row : NULL, keep_row, left + whole * left_row, left_row,
+                     left_k, right, right_k, rows - whole, vectors, depth);
 }
+
+//// ROWS
+// Rows of a block with two vectors of columns: their sums, two factors and a broadcast fill the registers that there are.
+#if defined __AVX512F__
+#define ROWS 8
+#else
+#define ROWS 6
+#endif
 
 //// unchanged
 static const float unchanged = 1.0f;
 
-//// product_columns
-// A panel of columns: blocks of rows, then the rows that are left one by one.
-INLINE void product_columns(const int block, const int vectors, float *out, int64_t out_row, const float *keep, int64_t keep_row,
-                            const float *left, int64_t left_row, int64_t left_k, const float *right, int64_t right_k, int rows,
-                            int depth)
+//// product_panel
+// A panel of columns: whole blocks of rows.
+INLINE void product_panel(const int block, const int vectors, float *out, int64_t out_row, const float *keep, int64_t keep_row,
+                          const float *left, int64_t left_row, int64_t left_k, const float *right, int64_t right_k, int rows, int depth)
 {
-    int r = 0;
-    for (; r + block <= rows; r += block)
+    for (int r = 0; r + block <= rows; r += block)
         product_block(block, vectors, out + r * out_row, out_row, keep ? keep + r * keep_row : NULL, keep_row, left + r * left_row,
                       left_row, left_k, right, right_k, depth);
-    for (; r + 2 <= rows; r += 2)
-        product_block(2, vectors, out + r * out_row, out_row, keep ? keep + r * keep_row : NULL, keep_row, left + r * left_row,
-                      left_row, left_k, right, right_k, depth);
-    if (r < rows)
-        product_block(1, vectors, out + r * out_row, out_row, keep ? keep + r * keep_row : NULL, keep_row, left + r * left_row,
-                      left_row, left_k, right, right_k, depth);
+}
+
+//// product_rest
+// The rows that fill no block, by twos, and the last one with longer pieces of memory: as many sums at once as with more rows.
+INLINE void product_rest(float *out, int64_t out_row, const float *keep, int64_t keep_row, const float *left, int64_t left_row,
+                         int64_t left_k, const float *right, int64_t right_k, int rows, int vectors, int depth)
+{
+    const int even = rows & ~1;
+    int v = 0;
+    for (; v + 4 <= vectors; v += 4)
+        product_panel(2, 4, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, even, depth);
+    for (; v < vectors; v++)
+        product_panel(2, 1, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, even, depth);
+    if (even == rows)
+        return;
+    out += even * out_row;
+    left += even * left_row;
+    keep = keep ? keep + even * keep_row : NULL;
+    for (v = 0; v + 8 <= vectors; v += 8)
+        product_block(1, 8, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, depth);
+    for (; v + 4 <= vectors; v += 4)
+        product_block(1, 4, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, depth);
+    for (; v < vectors; v++)
+        product_block(1, 1, out + v * LANES, out_row, keep, keep_row, left, left_row, left_k, right + v * LANES, right_k, depth);
 }
 
 //// product_block
