@@ -251,7 +251,7 @@ class StepBuilder(Values):
 
     def _add(self, total: Local, x: ir.Node, over: tuple[str, ...]) -> None:
         self._emit(x)
-        summed = tuple(a for a in over if a in self.structure.whole or a in self.block)
+        summed = tuple(a for a in over if a not in total.axes and (a in self.structure.whole or a in self.block))
         self.scopes[-1].statements.append(Accumulate(total, "sum", x, None, summed))
 
     def _move(self, values: dict[str, ir.Node]) -> None:

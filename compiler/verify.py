@@ -1,4 +1,4 @@
-"""Verifier: a kernel may only use axes that something fixes, and values that an earlier statement obtained."""
+"""Verifier: a kernel may only use axes that something fixes, and sum over axes that the sum has not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUMMARIES = frozenset(("min", "max", "any", "all"))
 
 
 def verify(plan: Plan) -> None:
-    """Raises NotFused where a kernel reads an axis that neither its grid, its tiles nor a loop around fixes."""
+    """Raises NotFused where a kernel reads an axis that neither its grid, its tiles nor a loop around fixes, or sums what it should keep."""
     for kernel in plan.kernels:
         rows = {kernel.rows} if kernel.rows else set()
         _body(kernel, kernel.body, {*kernel.grid, *rows, *kernel.whole}, plan)
@@ -30,6 +30,8 @@ def _body(kernel: Kernel, body: Iterable[Statement], fixed: set[str], plan: Plan
             continue
         if isinstance(s, Contract | Fold) and set(s.over) & set(kernel.tiled) and (isinstance(s, Contract) or s.op not in SUMMARIES):
             raise NotFused(f"no schedule yet: kernel {kernel.name} would take a sum over a tile of {', '.join(s.over)} for the whole sum")
+        if isinstance(s, Accumulate) and set(s.over) & set(s.local.axes):
+            raise NotFused(f"no schedule yet: kernel {kernel.name} would add a sum over {', '.join(s.over)} to every part of that sum")
         loose = _axes(s, plan) - fixed
         if loose:
             raise NotFused(f"no schedule yet: kernel {kernel.name} would read along {', '.join(sorted(loose))} without a loop over it")

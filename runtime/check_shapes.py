@@ -108,7 +108,7 @@ class Limits:
 
 FULL = Limits()
 QUICK = Limits(features=(3, 8, 16, 17), batch=(1, 2), work=400_000, palettes=2)
-INTERPRETED = Limits(features=(3, 8, 16), batch=(1, 2), work=100_000, palettes=2, samples=2)
+INTERPRETED = Limits(features=(3, 8, 16), batch=(1, 2), work=50_000, palettes=2, samples=2)
 """For Triton's interpreter, which takes milliseconds for each operation on a tile."""
 
 

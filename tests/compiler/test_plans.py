@@ -137,6 +137,18 @@ def test_a_sum_over_one_tile_is_not_taken_for_the_whole_sum() -> None:
             verify(plan)
 
 
+def test_a_total_that_every_sequence_has_is_not_summed_over_the_sequences_of_a_program() -> None:
+    """A tile of sequences keeps its totals apart where their sum is another kernel's. The verifier refuses what adds them up for each."""
+    plan = _backward("gru", "sm_90")
+    kept = [(k, s) for k in plan.kernels for s in inner_statements(k.body) if isinstance(s, Accumulate) and k.rows in s.local.axes]
+    assert kept and all(k.rows not in s.over for k, s in kept)
+    made, total = kept[0]
+    assert made.rows is not None
+    plan.kernels[:] = [replace(made, body=(*made.body, replace(total, over=(made.rows,))))]
+    with pytest.raises(NotFused, match="to every part of that sum"):
+        verify(plan)
+
+
 def test_a_row_statistic_stored_as_its_reciprocal_is_read_where_it_stands_in_a_quotient() -> None:
     made = kernel("hedgehog")
     sizes = {"b": 2, "h": 2, "i": 65, "d": 16, "j": 65, "e": 16, "f": 8}

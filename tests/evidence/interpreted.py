@@ -25,3 +25,10 @@ def test_other_kernel(name: str) -> None:
     if report.status == "reference only":
         pytest.skip(f"not fused: {report.reasons[-1]}")
     assert report.passed, render(report)
+
+
+@pytest.mark.parametrize("name", ["gru", "gru_torch", "lstm", "rnn", "slstm", "m2rnn"])
+def test_several_sequences(name: str) -> None:
+    """Weights that all sequences of a program share: their gradients are sums over them."""
+    report = check_kernel(kernel(name), backend="triton", dtypes=DTYPES, trials=1, sizes={"b": 3, "t": 4}, strict=True)
+    assert report.passed, render(report)

@@ -42,6 +42,10 @@ def test_other_kernels(part: int) -> None:
     _run(part, "float32", "test_other_kernel")
 
 
+def test_several_sequences() -> None:
+    _run(0, "float32", "test_several_sequences")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_float32(part: int) -> None:
