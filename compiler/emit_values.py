@@ -38,9 +38,11 @@ class Tiling:
     swept: int
 
     def finer(self) -> list[Tiling]:
-        """Half of it and so on, down to the least that matrix products take; the longer side is halved."""
+        """Half of it and so on, down to the least that matrix products take, or to 4 where a row is a program of its own; the
+        longer side is halved."""
         found, rows, swept = list[Tiling](), self.rows, self.swept
-        while max(rows or 0, swept) > 16:
+        least = 4 if rows is None else 16
+        while max(rows or 0, swept) > least:
             if rows is not None and rows >= swept:
                 rows //= 2
             else:

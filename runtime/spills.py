@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..codegen.source import Module, Specialization
     from ..compiler.plan import Plan
 
-WORTH_FINER_TILES = 1024
+WORTH_FINER_TILES = 1536
 """Bytes a thread: what spills more has large values besides its tiles, and would be compiled many times for nothing."""
 
 

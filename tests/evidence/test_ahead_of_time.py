@@ -50,7 +50,7 @@ def test_other_kernels_for_sm_90(name: str) -> None:
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("feature", [64, 128])
-@pytest.mark.parametrize("name", [n if n == "full" else pytest.param(n, marks=pytest.mark.slow) for n in REQUIRED])
+@pytest.mark.parametrize("name", [n if n == "full" else pytest.param(n, marks=pytest.mark.slow) for n in (*REQUIRED, "talking_heads")])
 def test_no_spills(name: str, target: str, feature: int) -> None:
     for report in _built(name, target, "float16", feature).reports:
         assert not report.spills, str(report)
