@@ -2,7 +2,8 @@
 
 The registers of a kernel are known when NVIDIA's assembler has placed them, which needs no GPU. A kernel that spills with the warps and
 stages of the table is compiled with others, and gets the first at which nothing is spilled. Where all spill, finer tiles are tried, then
-a kernel for each half of what it writes; where these spill as well, it stays as it was, with the options that spill the fewest bytes.
+a kernel for each half of what it writes, and the same for a half that spills; where these spill as well, it stays as it was, with the
+options that spill the fewest bytes.
 The numbers stand in the generated file, which the cache keeps: a kernel is fitted once.
 """
 
@@ -49,12 +50,14 @@ def print_fitted(plan: Plan, spec: Specialization, text: str, target: str) -> Mo
         changed = _changed(made, after)
         return (after, fit_launches(print_triton(after, spec, text, target), spec, target, changed)) if changed else None
 
-    for name, spilled in fitted.spilling.items():
-        found = _refit(name, spilled, refinement, fit) if plan.refined is not None and spilled <= WORTH_FINER_TILES else None
+    pending = list(fitted.spilling.items()) if plan.refined is not None else []
+    for name, spilled in pending:  # the halves of a kernel that spill join it
+        found = _refit(name, spilled, refinement, fit) if spilled <= WORTH_FINER_TILES else None
         if found is not None:
             refinement, made, again = found
             launches.pop(name, None)
             launches.update(again.launches)
+            pending += again.spilling.items()
     return print_triton(made, spec, text, target, launches) if launches or made is not plan else module
 
 
