@@ -17,7 +17,7 @@ SUMMARIES = frozenset(("min", "max", "any", "all"))
 
 
 def verify(plan: Plan) -> None:
-    """Raises NotFused where a kernel reads an axis that neither its grid, its tiles nor a loop around fixes, or sums what it should keep."""
+    """Raises NotFused where a kernel reads an axis that neither its grid, its tiles nor a loop fixes, or sums what it should keep."""
     for kernel in plan.kernels:
         rows = {kernel.rows} if kernel.rows else set()
         _body(kernel, kernel.body, {*kernel.grid, *rows, *kernel.whole}, plan)
