@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,29 @@ def test_a_kernel_that_spills_with_every_launch_gets_finer_tiles() -> None:
     assert not any(report.spills for report in built.reports), str(built)
     text = kernel.source("triton", part="backward", target="sm_80", dtype=torch.float16, extents=problem.extents, params=problem.params)
     assert "backward_d_q_t3: grid b, h; rows of i by 32; j by 32" in text
+
+
+def test_a_half_that_spills_is_fitted_like_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An assembler is feigned: no tiles help the gradients of keys and values together, finer ones help that of keys alone."""
+    seen: list[tuple[int, int]] = []
+
+    def feigned(module: Module, *_: object) -> Fitted:
+        if any(e.name == "backward_d_k_d_v" for e in module.entries):
+            return Fitted({}, {"backward_d_k_d_v": 100})
+        (tiles,) = re.findall(r"backward_d_k: grid .*; rows of j by (\d+); i by (\d+)", module.text)
+        seen.append((int(tiles[0]), int(tiles[1])))
+        return Fitted({}, {"backward_d_k": 50} if seen[-1] == seen[0] else {})
+
+    monkeypatch.setattr(spills, "fit_launches", feigned)
+    kernel = library.kernel("softmax_attention")
+    problem = pose(kernel.graph, {}, {}, Usual(feature=64))
+    lowered = kernel.lowered("sm_90", dtype=torch.float16, extents=problem.extents, params=problem.params)
+    plan = lowered.backward(frozenset(lowered.differentiable))
+    spec = Specialization(tuple((name, "float16") for name in plan.buffers), tuple(problem.extents.items()), ())
+    module = spills.print_fitted(plan, spec, kernel.spec.text, "sm_90")
+    assert {"backward_d_k", "backward_d_v"} <= {e.name for e in module.entries}
+    assert len(seen) == 2 and seen[1][0] * seen[1][1] < seen[0][0] * seen[0][1]
+    assert "backward_d_k: grid b, g; rows of j by {}; i by {};".format(*seen[1]) in module.text
 
 
 @pytest.mark.parametrize("warps", [4, 8, 16])
