@@ -178,6 +178,9 @@ class KernelPrinter:
         return Shown(text)
 
     def _show_size(self, axis: str) -> Shown:
+        known = ir.fixed_extent(axis)
+        if known is not None and axis not in self._extents:
+            return literal(known)
         if axis in self._extents:
             text = self._reading("extent", axis, self._names.extent(axis))
             return Shown(text, dtype="int64", value=self._extents[axis])
@@ -313,7 +316,10 @@ class KernelPrinter:
     def _print_load(self, load: plans.Load) -> None:
         self._comment_line(load.node)
         dims = self._expressions.dims(load.node)
-        at = {axis: self._located(load.node, axis, index) for axis, index in load.at}
+        at = {
+            axis: index.axis if isinstance(index, plans.Index) and axis not in load.checked else self._located(load.node, axis, index)
+            for axis, index in load.at
+        }
         dtype = self._dtypes[load.buffer]
         args = [self._address(load.buffer, at, dims)]
         conditions = self._conditions(load.buffer, at, load.checked, dims)
@@ -328,7 +334,7 @@ class KernelPrinter:
     def _print_store(self, store: plans.Store) -> None:
         self._comment_line(store.node)
         buffer = self._plan.buffers[store.buffer]
-        at = {axis: self._located(store.node, axis, index) for axis, index in store.at}
+        at: dict[str, Shown | str] = {axis: self._located(store.node, axis, index) for axis, index in store.at}
         dims = tuple(a for a in self._kernel.tile_order if a in buffer.axes)
         value = spread(self._expressions.show(store.node), dims)
         args = [self._address(store.buffer, at, dims), value.text]
@@ -346,24 +352,26 @@ class KernelPrinter:
         self._emit(f"{name} = {shown.text}")
         return Shown(name, dims=shown.dims, dtype=shown.dtype)
 
-    def _address(self, buffer: str, at: Mapping[str, Shown], dims: tuple[str, ...]) -> str:
-        """The pointers of a tile: first where the tile starts, then the offsets in it, which stay the same from tile to tile."""
+    def _address(self, buffer: str, at: Mapping[str, Shown | str], dims: tuple[str, ...]) -> str:
+        """The pointers of a tile: first where the tile starts, then the offsets in it, which stay the same from tile to tile. ``at``: the
+        index along an axis that the tile has not, or the axis of the tile that is read in place of it."""
         names = self._names
         start, inner = [names.pointer(buffer)], list[str]()
         fixed = self._fixed_axes(buffer)
         for axis in self._plan.buffers[buffer].axes:
             stride = names.stride(buffer, axis)
-            if axis in at:
-                index = at[axis]
+            index = at.get(axis)
+            if isinstance(index, Shown):
                 if index.value != 0:
                     index = cast(index, "int64")
                     (inner if index.dims else start).append(f"{wrapped(spread(index, dims), PRODUCT)} * {stride}")
                 continue
-            if axis not in fixed and axis not in self._extents:
-                base = self._show_base(axis) if axis in self._kernel.tiled else self._show_scalar(axis)
+            along = axis if index is None else index
+            if along not in self._extents and (along != axis or axis not in fixed):
+                base = self._show_base(along) if along in self._kernel.tiled else self._show_scalar(along)
                 start.append(f"{base.text} * {stride}")
-            if axis in self._kernel.tile_order:
-                inner.append(f"{spread(self._show_offsets(axis), dims).text} * {stride}")
+            if along in self._kernel.tile_order:
+                inner.append(f"{spread(self._show_offsets(along), dims).text} * {stride}")
         if len(inner) < 2:
             return " + ".join([*start, *inner])
         return f"{' + '.join(start)} + ({' + '.join(inner)})" if len(start) > 1 else " + ".join([*start, *inner])
@@ -381,13 +389,14 @@ class KernelPrinter:
         """Where the tile starts on an axis, as int64, to be multiplied with strides."""
         return Shown(self._reading("base", axis, self._names.base(axis)), dtype="int64")
 
-    def _conditions(self, buffer: str, at: Mapping[str, Shown], checked: Sequence[str], dims: tuple[str, ...]) -> list[Shown]:
+    def _conditions(self, buffer: str, at: Mapping[str, Shown | str], checked: Sequence[str], dims: tuple[str, ...]) -> list[Shown]:
         """What an access must fulfil: no padding, and the extents of checked axes."""
         own = [a for a in checked if a in self._kernel.tiled and a not in at]
         conditions = [self._show_inside(a) for a in dims if a in self._padding or a in own]
         for axis in self._plan.buffers[buffer].axes:
-            if axis in checked and axis in at:
-                conditions += self._bounds(at[axis], axis)
+            index = at.get(axis)
+            if axis in checked and isinstance(index, Shown):
+                conditions += self._bounds(index, axis)
         return conditions
 
     def _bounds(self, index: Shown, axis: str) -> list[Shown]:
@@ -889,7 +898,12 @@ class KernelPrinter:
         return frame + [a for a in self._all_read("size") if a not in frame]
 
     def _is_argument(self, axis: str) -> bool:
-        return axis not in self._extents
+        return axis not in self._extents and ir.fixed_extent(axis) is None
+
+    def _known_extent(self, axis: str) -> int:
+        known = self._extents.get(axis, ir.fixed_extent(axis))
+        assert known is not None
+        return known
 
     def _arguments(self) -> tuple[list[str], dict[str, int | bool | str]]:
         """Lines of the function's arguments, and the values of those that are compiled in, with the launch options.
@@ -938,9 +952,10 @@ class KernelPrinter:
 
     def _launch(self, extents: tuple[str, ...]) -> list[str]:
         kernel, names = self._kernel, self._names
-        counts = [names.size(a) if self._is_argument(a) else repr(self._extents[a]) for a in kernel.grid]
+        sizes = {a: names.size(a) if self._is_argument(a) else repr(self._known_extent(a)) for a in (*kernel.grid, kernel.rows) if a}
+        counts = [sizes[a] for a in kernel.grid]
         if kernel.rows:
-            counts.append(f'triton.cdiv({names.size(kernel.rows)}, {kernel.name}_options["{names.block(kernel.rows)}"])')
+            counts.append(f'triton.cdiv({sizes[kernel.rows]}, {kernel.name}_options["{names.block(kernel.rows)}"])')
         frame = {*kernel.grid, kernel.rows}
         lines = []
         if extents and frame & set(extents):
@@ -969,7 +984,10 @@ class KernelPrinter:
         reaches, position = [], 0
         for buffer in self._buffers():
             axes = self._plan.buffers[buffer].axes
-            terms = [f"strides[{position + n}] * {self._sizes[a]}" for n, a in enumerate(axes) if a in self._kernel.tile_order]
+            loads = [s for s in self._statements if isinstance(s, plans.Load) and s.buffer == buffer]
+            among = {a: {a} | {i.axis for s in loads for b, i in s.at if a == b and isinstance(i, plans.Index)} for a in axes}
+            sizes = {a: max((self._sizes[o] for o in others if o in self._kernel.tile_order), default=0) for a, others in among.items()}
+            terms = [f"strides[{position + n}] * {sizes[a]}" for n, a in enumerate(axes) if sizes[a]]
             if terms:
                 reaches.append(" + ".join(terms))
             position += len(axes)

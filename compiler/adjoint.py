@@ -58,7 +58,7 @@ def adjoint_recurrence(
     roots = {str(n): found[x] for n, x in enumerate(operands) if x in found}
     if any(isinstance(n, ir.Pointwise) and n.op == "where" for n in ir.topological([*steps.values(), *(node for node, _ in pairs)])):
         roots = {name: _quiet(node) for name, node in roots.items()}
-    if any(_chooses(node, body.along) for name, node in steps.items() if name not in rows):
+    if any(_chooses(steps[c.name], c.axes, body.along) for c in body.states if c.name not in rows):
         back = set(names.values())
         roots = {name: _quiet_inside(node, back) for name, node in roots.items()}
         carries = tuple(ir.Carry(c.name, c.axes, c.start, _quiet_inside(c.next, back)) for c in carries)
@@ -121,10 +121,11 @@ def _quiet(gradient: ir.Node) -> ir.Node:
     return ir.pointwise("where", ir.pointwise("eq", product(coming), ZERO), ZERO, gradient)
 
 
-def _chooses(step: ir.Node, along: Collection[str]) -> bool:
-    """Whether the step number says which elements of a state are kept: what they would have become otherwise may be anything."""
+def _chooses(step: ir.Node, axes: Collection[str], along: Collection[str]) -> bool:
+    """Whether the step number says which elements of a state with these axes are kept: what they would have become otherwise may be
+    anything."""
     conditions = [n.args[0] for n in ir.topological([step]) if isinstance(n, ir.Pointwise) and n.op == "where"]
-    return any(set(along) & set(c.axes) and set(c.axes) - set(along) for c in conditions)
+    return any(set(along) & set(c.axes) and set(axes) & set(c.axes) for c in conditions)
 
 
 def _quiet_inside(root: ir.Node, back: Collection[str]) -> ir.Node:

@@ -52,9 +52,11 @@ class Unchunkable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """A kernel in chunks: ``time`` numbers the steps within one of them, ``key`` those that are read, ``chunk`` the chunks."""
+    """A kernel in chunks of the steps along ``time``: ``step`` numbers those of one of them, ``key`` those that are read, ``chunk`` the
+    chunks."""
 
     time: str
+    step: str
     chunk: str
     key: str
     graph: ir.Graph
@@ -75,6 +77,44 @@ def find_chunks(graph: ir.Graph, length: int) -> Chunks:
         raise Unchunkable("its states go along several axes")
     ((time,),) = times
     return _Maker(graph, time, length).made()
+
+
+def _renamed(graph: ir.Graph, whole: str, time: str) -> ir.Graph:
+    """The graph with ``time`` for the axis of all steps. An input stands for the number of a step: see ``_Maker._place``."""
+    memo: dict[ir.Node, ir.Node] = {}
+
+    def renamed(root: ir.Node) -> ir.Node:
+        for n in ir.topological([root]):
+            if n not in memo:
+                memo[n] = step(n)
+        return memo[root]
+
+    def step(n: ir.Node) -> ir.Node:
+        axes = tuple(time if a == whole else a for a in n.axes)
+        match n:
+            case ir.Input(name=name):
+                return ir.make(ir.Input, axes, n.kind, name)
+            case ir.StateValue(name=name, version=version):
+                return ir.make(ir.StateValue, axes, n.kind, name, version)
+            case ir.Position(axis=axis) if axis == whole:
+                return _number(whole, time)
+            case ir.Read(at=at) if whole in {a for a, _ in at}:
+                raise Unchunkable("other steps are read")
+            case ir.Reduce(over=over) | ir.Select(over=over) if whole in over:
+                raise Unchunkable("all steps are reduced")
+            case ir.Scan(axis=axis) if axis == whole:
+                raise Unchunkable("steps are scanned")
+            case _:
+                return with_children(n, tuple(memo[c] for c in ir.children(n)))
+
+    states = {name: replace(map_state(s, renamed), along=(time,)) for name, s in graph.states.items()}
+    outputs = {name: renamed(node) for name, node in graph.outputs.items()}
+    names = {memo[n]: name for n, name in graph.names.items() if n in memo}
+    return replace(graph, outputs=outputs, states=states, names=names)
+
+
+def _number(whole: str, time: str) -> ir.Node:
+    return ir.make(ir.Input, (time,), "int", f"number.{whole}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +147,8 @@ class _Correction:
 @dataclass(slots=True)
 class _Maker:
     graph: ir.Graph
-    time: str
+    whole: str
+    """The axis of all steps, that of a chunk's being ``time``."""
     length: int
     per_feature: bool = False
     counts: bool = False
@@ -121,8 +162,12 @@ class _Maker:
     _versions: Versions = field(init=False)
 
     @property
+    def time(self) -> str:
+        return ir.within(self.whole, self.length)
+
+    @property
     def chunk(self) -> str:
-        return f"{self.time}.chunk"
+        return f"{self.whole}.chunk"
 
     @property
     def key(self) -> str:
@@ -130,6 +175,7 @@ class _Maker:
         return copied(self.time, 2)
 
     def made(self) -> Chunks:
+        self.graph = replace(_renamed(self.graph, self.whole, self.time), kernel=self._declared())
         for name, s in self.graph.states.items():
             if s.where is not None:
                 raise Unchunkable(f"some steps of {name} are left out")
@@ -156,12 +202,12 @@ class _Maker:
             if step.log_decay is not None:
                 names[self._since(step, self.graph.states[name].reverse, inclusive=True)] = f"decay_{name}"
         names |= {node: leaf.name for leaf, node in values.items() if isinstance(leaf, ir.Input)}
-        graph = ir.Graph(self._declared(), outputs, states, names)
-        return Chunks(self.time, self.chunk, self.key, graph, self.per_feature, self.counts, self.counts_all)
+        graph = ir.Graph(self.graph.kernel, outputs, states, names)
+        return Chunks(self.whole, self.time, self.chunk, self.key, graph, self.per_feature, self.counts, self.counts_all)
 
     def _depends_on_time(self, x: ir.Node) -> bool:
-        about = [n.axis for n in ir.topological([x]) if isinstance(n, ir.Position | ir.Size)]
-        return self.time in about or any(self.time in n.axes for n in ir.topological([x]))
+        nodes = list(ir.topological([x]))
+        return any(self.time in n.axes for n in nodes) or ir.size(self.whole) in nodes
 
     # Steps -----------------------------------------------------------------------------------------------------------
 
@@ -477,22 +523,17 @@ class _Maker:
 
     def _place(self, n: ir.Node) -> ir.Node:
         match n:
+            case ir.Input() if n is _number(self.whole, self.time):
+                self.counts = True
+                before = ir.pointwise("mul", ir.position(self.chunk), ir.const(self.length))
+                return ir.pointwise("add", before, ir.position(self.time))
             case ir.Input(name=name, axes=axes) if self.time in axes:
                 return ir.make(ir.Input, (*axes, self.chunk), n.kind, name)
-            case ir.StateValue():
-                return n
-            case ir.Position(axis=axis) if axis == self.time:
-                self.counts = True
-                return ir.pointwise("add", ir.pointwise("mul", ir.position(self.chunk), ir.const(self.length)), n)
-            case ir.Size(axis=axis) if axis == self.time:
+            case ir.Size(axis=axis) if axis == self.whole:
                 self.counts_all = True
                 return ir.pointwise("mul", ir.size(self.chunk), ir.const(self.length))
-            case ir.Read(at=at) if self.time in {a for a, _ in at}:
-                raise Unchunkable("other steps are read")
-            case ir.Reduce(over=over) | ir.Select(over=over) if self.time in over:
-                raise Unchunkable("all steps are reduced")
-            case ir.Scan(axis=axis) if axis == self.time:
-                raise Unchunkable("steps are scanned")
+            case ir.StateValue():
+                return n
             case _:
                 return with_children(n, tuple(self._placed[c] for c in ir.children(n)))
 
@@ -518,18 +559,18 @@ class _Maker:
         kernel = self.graph.kernel
 
         def split(t: typed.Tensor) -> typed.Tensor:
-            if any(self.time in dim and len(dim) > 1 for dim in t.dims):
-                raise Unchunkable(f"{self.time} is part of a dimension")
-            return replace(t, dims=tuple((self.chunk, self.time) if dim == (self.time,) else dim for dim in t.dims))
+            if any(self.whole in dim and len(dim) > 1 for dim in t.dims):
+                raise Unchunkable(f"{self.whole} is part of a dimension")
+            return replace(t, dims=tuple((self.chunk, self.time) if dim == (self.whole,) else dim for dim in t.dims))
 
         length = typed.Literal(frozenset(), "int", kernel.span, self.length)
-        axes = [a for a in kernel.axes if a.name != self.time]
+        axes = [a for a in kernel.axes if a.name != self.whole]
         axes += [typed.Axis(self.chunk, None, kernel.span), *(typed.Axis(a, length, kernel.span) for a in (self.time, self.key))]
         inputs, outputs = tuple(split(t) for t in kernel.inputs), tuple(split(t) for t in kernel.outputs)
-        if any(a.extent is not None and a.name == self.time for a in kernel.axes):
-            raise Unchunkable(f"the extent of {self.time} is declared")
+        if any(a.extent is not None and a.name == self.whole for a in kernel.axes):
+            raise Unchunkable(f"the extent of {self.whole} is declared")
         if not any(self.time in t.axes for t in inputs):
-            raise Unchunkable(f"no input has the axis {self.time}")
+            raise Unchunkable(f"no input has the axis {self.whole}")
         return replace(kernel, inputs=inputs, outputs=outputs, axes=tuple(axes))
 
 

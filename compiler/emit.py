@@ -147,13 +147,16 @@ class KernelBuilder(Sweeps):
         features = kept & self.structure.features
         if features and not self.context.loops_first:  # a program for every row of a tensor: what lies side by side is loaded together
             return self.structure.sort(features)[-1]
-        lacking = {  # tables of pairs lack every axis but theirs
+        def is_table(n: ir.Input) -> bool:  # of pairs, or of the places of steps: it lacks every axis but its own
+            return n.kind == "int" and (n.axes[0].startswith(ROUTE) or any(ir.fixed_extent(a) for a in n.axes))
+
+        lacking = {
             a
             for a in kept
             for s in sweeps
             for f in factors(s.x)
             for n in ir.topological([f])
-            if isinstance(n, ir.Input) and a not in n.axes and n.axes and not (n.axes[0].startswith(ROUTE) and n.kind == "int")
+            if isinstance(n, ir.Input) and a not in n.axes and n.axes and not is_table(n)
         }
         candidates = lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
         return pick_tiled(candidates, self.structure) if candidates else None
@@ -257,7 +260,8 @@ class KernelBuilder(Sweeps):
         value = self._low(task.node)
         self._emit(value)
         for buffer in (task.buffer, *task.also):
-            checked = tuple(a for a in (self.rows, self.columns) if a and a in self.context.layout[buffer])
+            sides = [a for a in (self.rows, self.columns) if a and a in self.context.layout[buffer]]
+            checked = tuple(a for a in sides if not self._always_full(a))
             self.scopes[0].statements.append(Store(buffer, value, checked))
 
     # Stages and accumulators -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from . import ir
 from .adjoint import kept_products, replay_axis, segment_axis
 from .algebra import ZERO, add, factors, with_children
 from .emit_values import Context, Scope, Values
-from .plan import ONCE, Accumulate, Assign, Begin, Kernel, Load, Local, Loop, Store, index, local, origin
+from .plan import ONCE, Accumulate, Assign, Begin, Kernel, Load, Local, Loop, Store, index, local, place
 from .recurrence import histories
 from .tasks import NotFused
 
@@ -81,7 +81,7 @@ class StepBuilder(Values):
                 case ir.StateValue(name=name):
                     memo[n] = self.states[name]
                 case ir.Position(axis=axis):
-                    memo[n] = ir.pointwise("add", index(axis), origin(axis))
+                    memo[n] = place(axis)
                 case ir.Read(x=x, at=at) if memo[x] is not x or not isinstance(x, ir.Input):
                     memo[n] = self._renamed(memo[x], [(a, e.axis) for a, e in at if isinstance(e, ir.Position)])
                 case ir.Reduce(op="lse"):

@@ -164,8 +164,10 @@ class Sweeps(Values):
         worthwhile: ir.Node | None = None,
         whole: ir.Node | None = None,
     ) -> None:
-        """One loop over tiles. Tests before anything else is done for a tile: ``worthwhile``, whether it holds a kept element; ``whole``,
-        whether it holds no other."""
+        """One loop over tiles, unless it would never run. Tests before anything else is done for a tile: ``worthwhile``, whether it holds a
+        kept element; ``whole``, whether it holds no other."""
+        if masks.limits(start, self.block).low >= masks.limits(stop, self.block).high:
+            return
         scope = Scope(frozenset([axis]))
         self.scopes.append(scope)
         self.ragged = () if full else (axis,)
@@ -209,7 +211,7 @@ class Sweeps(Values):
             self._accumulate(r, axis, full, weights)
 
     def _in_range(self, axis: str) -> ir.Node:
-        return ir.pointwise("lt", index(axis), ir.size(axis))
+        return algebra.TRUE if self._always_full(axis) else ir.pointwise("lt", index(axis), ir.size(axis))
 
     def _accumulate(self, r: Running, axis: str, full: bool, weights: dict[int, ir.Node]) -> None:
         scope = self.scopes[-1]

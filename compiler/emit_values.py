@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import algebra, ir
 from .algebra import ONE, ZERO, factors, product, substitute
-from .plan import USUAL, Compute, Contract, Edge, Fold, Index, Load, Local, Origin, Refinement, Rename, Statement, index, origin
+from .plan import USUAL, Compute, Contract, Edge, Fold, Index, Load, Local, Origin, Refinement, Rename, Statement, origin, place
 from .structure import operand_axes, scatter_axis
 from .tasks import NotFused
 
@@ -96,7 +96,7 @@ class Values:
         replacement: dict[ir.Node, ir.Node] = dict(self.known)
         for n in ir.topological([node]):
             if isinstance(n, ir.Position):
-                replacement[n] = ir.pointwise("add", index(n.axis), origin(n.axis))
+                replacement[n] = place(n.axis)
             elif n in self.read and n not in self.known:
                 replacement[n] = ir.make(ir.Input, n.axes, n.kind, self.context.stored[n])
                 if isinstance(n, ir.Reduce) and scatter_axis(n) is not None:
@@ -155,8 +155,21 @@ class Values:
     def _load(self, node: ir.Node, buffer: str, at: tuple[tuple[str, ir.Node], ...]) -> None:
         moved = dict(at)
         own = [a for a in self.context.layout[buffer] if a not in moved]
-        checked = [a for a in own if a == self.rows or a in self.ragged]
-        self._append(node, Load(node, buffer, at, (*checked, *moved)))
+        checked = [a for a in own if (a == self.rows or a in self.ragged) and not self._always_full(a)]
+        unsure = [a for a, at_index in moved.items() if not self._always_inside(a, at_index)]
+        self._append(node, Load(node, buffer, at, (*checked, *unsure)))
+
+    def _always_full(self, axis: str) -> bool:
+        """Whether no tile along an axis goes beyond its extent, in any call."""
+        extent = ir.fixed_extent(axis)
+        return extent is not None and axis in self.block and extent % self.block[axis] == 0
+
+    def _always_inside(self, axis: str, at: ir.Node) -> bool:
+        """Whether an index is one along another axis of the same extent."""
+        extent = ir.fixed_extent(axis)
+        if extent is None or not isinstance(at, Index) or ir.fixed_extent(at.axis) != extent:
+            return False
+        return at.axis not in self.block or self._always_full(at.axis)
 
     def _emit_fold(self, node: ir.Reduce) -> None:
         over = tuple(node.over)

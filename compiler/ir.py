@@ -7,7 +7,9 @@ mathematics written twice is one node.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
@@ -280,8 +282,21 @@ def position(axis: str) -> Position:
     return make(Position, (axis,), "int", axis)
 
 
-def size(axis: str) -> Size:
-    return make(Size, (), "int", axis)
+def size(axis: str) -> Node:
+    known = fixed_extent(axis)
+    return make(Size, (), "int", axis) if known is None else const(known)
+
+
+def within(axis: str, extent: int) -> str:
+    """The name of the axis of places in blocks of ``extent`` of another axis: it always has all of them, and counts them from 0."""
+    return f"{axis}.in{extent}"
+
+
+@cache
+def fixed_extent(axis: str) -> int | None:
+    """The extent that an axis has in every call, if a pass made it so. No name of a spec has a point."""
+    found = re.search(r"\.in(\d+)(\.\d+)?$", axis)
+    return int(found[1]) if found else None
 
 
 def union(nodes: Iterable[Node | None]) -> tuple[str, ...]:

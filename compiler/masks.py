@@ -8,16 +8,17 @@ range describes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import ir
 from .affine import Affine, affine
 from .algebra import conjuncts
-from .plan import Index, edge
+from .plan import Edge, Index, edge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 FLIPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
@@ -56,8 +57,48 @@ def int_op(op: str, a: ir.Node, b: ir.Node) -> ir.Node:
         values = {"min": min, "max": max}
         if op in values:
             return ir.const(int(values[op](a.value, b.value)))
+    if op in ("min", "max"):
+        apart = affine(a).minus(affine(b))
+        if not apart.terms:
+            return a if (apart.constant <= 0) == (op == "min") else b
     node = ir.pointwise(op, a, b)
     return affine(node).node() if op in ("add", "sub") else node
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an int of a program is never below, and never above, in any call."""
+
+    low: float
+    high: float
+
+
+def limits(node: ir.Node, blocks: Mapping[str, int]) -> Limits:
+    """The limits of an int made of the edges of tiles of these sizes."""
+    match node:
+        case ir.Const(value=value):
+            return Limits(value, value)
+        case ir.Size():
+            return Limits(0, math.inf)
+        case Edge(axis=axis, side=side):
+            extent = ir.fixed_extent(axis)
+            if extent is None or axis not in blocks or extent % blocks[axis]:
+                return Limits(0, math.inf)
+            return Limits(0, extent - blocks[axis]) if side == "start" else Limits(blocks[axis], extent)
+        case ir.Pointwise(op="add" | "sub" | "min" | "max" as op, args=(a, b)):
+            x, y = limits(a, blocks), limits(b, blocks)
+            if op == "sub":
+                return Limits(x.low - y.high, x.high - y.low)
+            if op == "add":
+                return Limits(x.low + y.low, x.high + y.high)
+            least = min if op == "min" else max
+            return Limits(least(x.low, y.low), least(x.high, y.high))
+        case ir.Pointwise(op="mul" | "floordiv" as op, args=(a, ir.Const(value=by))) if by > 0:
+            x = limits(a, blocks)
+            low, high = (v if math.isinf(v) else v * by if op == "mul" else v // by for v in (x.low, x.high))
+            return Limits(low, high)
+        case _:
+            return Limits(-math.inf, math.inf)
 
 
 def interval(node: ir.Node, tiles: frozenset[str]) -> Interval | None:

@@ -69,8 +69,14 @@ def index(axis: str) -> Index:
 
 
 def origin(axis: str) -> ir.Node:
-    """Where the positions along an axis begin: at 0 along one that a routing brings."""
-    return ir.const(0) if axis.startswith(ROUTE) else ir.make(Origin, (), "int", axis)
+    """Where the positions along an axis begin: at 0 along one that a routing or a pass brings."""
+    return ir.const(0) if axis.startswith(ROUTE) or ir.fixed_extent(axis) is not None else ir.make(Origin, (), "int", axis)
+
+
+def place(axis: str) -> ir.Node:
+    """The position along an axis."""
+    begins = origin(axis)
+    return index(axis) if isinstance(begins, ir.Const) else ir.pointwise("add", index(axis), begins)
 
 
 def edge(axis: str, side: Literal["start", "stop"]) -> Edge:

@@ -109,10 +109,12 @@ LONG_WORK = 2_000_000
 
 def _long(kernel: Checkable) -> dict[str, int]:
     """A length at which a recurrence goes in chunks on GPUs, with steps left over; nothing where it never does."""
-    from .chunked import FEWEST, ChunkedKernel
+    from .chunked import FEWEST, chunks_of
 
-    found = ChunkedKernel.of(kernel) if isinstance(kernel, Kernel) and kernel.states else ""
-    return {} if isinstance(found, str) else {found.chunks.time: FEWEST * found.length + 5}
+    found = chunks_of(kernel) if isinstance(kernel, Kernel) and kernel.states else ""
+    if not isinstance(kernel, Kernel) or isinstance(found, str):
+        return {}
+    return {next(iter(kernel.graph.states.values())).along[0]: FEWEST * found.length + 5}
 
 
 def _results(

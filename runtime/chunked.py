@@ -13,6 +13,7 @@ import torch
 from ..compiler.chunks import Chunks, Unchunkable, find_chunks
 from .arguments import Bound, Call
 from .derived import DerivedKernel
+from .flat import FlatKernel, has_steps_within, posed_flat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,17 +48,24 @@ class ChunkedKernel(DerivedKernel):
     def extents(self, extents: Mapping[str, int]) -> dict[str, int]:
         """The extents of its axes, from those of a call of the base with a whole number of chunks."""
         found = self.chunks
-        own = {found.time: self.length, found.key: self.length, found.chunk: extents[found.time] // self.length}
+        own = {found.step: self.length, found.key: self.length, found.chunk: extents[found.time] // self.length}
         return {a: own[a] if a in own else extents[a] for a in self.axis_names}
+
+
+def chunks_of(kernel: Kernel) -> ChunkedKernel | str:
+    """The kernel in chunks of steps, or why there is none; steps within steps are numbered along one axis first."""
+    flat = FlatKernel.of(kernel) if has_steps_within(kernel) else kernel
+    return flat if isinstance(flat, str) else ChunkedKernel.of(flat)
 
 
 def posed_in_chunks(kernel: Kernel, problem: Problem) -> tuple[ChunkedKernel, Problem] | None:
     """The kernel that a GPU would run a long problem on, and its whole chunks as a problem of that; None where there is none."""
     from .problem import Problem
 
-    made = ChunkedKernel.of(kernel) if kernel.graph.states else ""
+    made = chunks_of(kernel) if kernel.graph.states else ""
     if isinstance(made, str):
         return None
+    problem = posed_flat(kernel, problem) if has_steps_within(kernel) else problem
     time = made.chunks.time
     whole = problem.extents[time] // made.length * made.length
     if whole < FEWEST * made.length:
@@ -70,7 +78,7 @@ def in_chunks(call: Call, kernel: ChunkedKernel) -> Call:
     """A call with a whole number of chunks, as one of the kernel in chunks."""
     bound = call.bound
     fresh = Bound(kernel.extents(bound.extents), bound.params, bound.promoted, bound.device)
-    origin = {a: n for a, n in call.origin.items() if a in kernel.axis_names and a != kernel.chunks.time}
+    origin = {a: n for a, n in call.origin.items() if a in kernel.axis_names}
     return replace(call, kernel=kernel, bound=fresh, origin=origin)
 
 

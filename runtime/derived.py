@@ -23,7 +23,8 @@ class DerivedKernel(Kernel):
         self._made, mark = self.derive(base)
         made = self._made
         axes = tuple(a.name for a in made.kernel.axes)
-        head = base.header()._replace(identity=digest(base.identity, mark), axes=axes)
+        inputs = tuple(t.name for t in made.kernel.inputs)
+        head = base.header()._replace(identity=digest(base.identity, mark), axes=axes, inputs=inputs)
         super().__init__(head, SpecFile(base.file.filename, base.spec))
 
     def derive(self, base: Kernel) -> tuple[ir.Graph, str]:

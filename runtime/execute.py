@@ -74,7 +74,12 @@ def _in_chunks(call: Call, watched: bool, tracing: bool) -> list[Tensor] | None:
     if (call.bound.device.type == "cpu" and call.backend is None) or 0 in call.bound.extents.values():
         return None
     from .chunked import joined, split
+    from .flat import flattened, has_steps_within, taken
 
+    if has_steps_within(call.kernel):
+        flat = flattened(call)
+        done = None if flat is None else _in_chunks(flat, watched, tracing)
+        return None if done is None else taken(call, done)
     parts = split(call)
     if parts is None:
         return None

@@ -100,9 +100,9 @@ def _explain_steps(kernel: Kernel, problem: Problem, target: str, dtype: str) ->
     """A recurrence: in chunks on GPUs, where that is fused whole."""
     if target == "c":
         return _explain(kernel, problem, target, dtype)
-    from .chunked import FEWEST, ChunkedKernel, posed_in_chunks
+    from .chunked import FEWEST, chunks_of, posed_in_chunks
 
-    made = ChunkedKernel.of(kernel)
+    made = chunks_of(kernel)
     if isinstance(made, str):
         return replace(_explain(kernel, problem, target, dtype), chunks=f"none, every step by itself: {made}")
     text = f"of {made.length} steps along {made.chunks.time}, from {FEWEST * made.length} steps on; what is left over goes step by step"
