@@ -147,6 +147,7 @@ class KernelBuilder(Sweeps):
         features = kept & self.structure.features
         if features and not self.context.loops_first:  # a program for every row of a tensor: what lies side by side is loaded together
             return self.structure.sort(features)[-1]
+
         def is_table(n: ir.Input) -> bool:  # of pairs, or of the places of steps: it lacks every axis but its own
             return n.kind == "int" and (n.axes[0].startswith(ROUTE) or any(ir.fixed_extent(a) for a in n.axes))
 

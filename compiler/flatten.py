@@ -2,7 +2,7 @@
 
 Before: states along (t u), the steps u of a token t. After: states along one axis of t * u steps, which is what chunks are made of. A
 value that all steps of a token share is given once for each of them, and an output of a token is that of its last step (of its first,
-backwards); Siems et al., 2025, section 4, run several Householder steps a token in the chunks of Gated DeltaNet in this way.
+backwards). So the several Householder steps a token of Gated DeltaProduct (Siems et al., 2025) go in the chunks of Gated DeltaNet.
 """
 
 from __future__ import annotations

@@ -11,18 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..dsl import typed
 from . import ir
 from .algebra import conjuncts, factors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from ..dsl.typed import Kernel
 
 Axes = frozenset[str]
 
 WHOLE_LIMIT = 256
 """Largest extent of an axis that a tile keeps whole."""
+NARROW = 16
+"""An axis that is declared to have fewer indices makes no row of elements that lie side by side."""
 
 
 @dataclass(slots=True)
@@ -42,7 +44,7 @@ class Structure:
     tables: set[str] = field(default_factory=set)
     """Axes kept whole that are too long for a tile: sums by position along them are added to in memory."""
     features: set[str] = field(default_factory=set)
-    """Axes that lie innermost in every input of several axes that has them."""
+    """Axes that lie innermost in every input of several axes that has them, but for narrow ones."""
     shares: list[Axes] = field(default_factory=list)
     """Axes of the shares that heads store of a gradient that sums over them."""
 
@@ -76,7 +78,7 @@ def operand_axes(node: ir.Reduce) -> set[str]:
 
 
 def analyse(
-    kernel: Kernel,
+    kernel: typed.Kernel,
     forward: dict[str, ir.Node],
     roots: dict[str, ir.Node],
     extents: Mapping[str, int],
@@ -125,7 +127,7 @@ def analyse(
     return found
 
 
-def ordered(kernel: Kernel) -> Structure:
+def ordered(kernel: typed.Kernel) -> Structure:
     """A structure that knows nothing but the order of the axes."""
     found = Structure([], set(), set(), set())
     _order(kernel, found)
@@ -158,12 +160,13 @@ def _crossing(nodes: list[ir.Node], outputs: list[Axes]) -> set[tuple[str, str]]
     return {(a, b) for a, b in pairs if not any({a, b} <= o for o in outputs)}
 
 
-def _order(kernel: Kernel, found: Structure) -> None:
+def _order(kernel: typed.Kernel, found: Structure) -> None:
     for tensor in (*kernel.inputs, *kernel.outputs):
         for dim in tensor.dims:
             found.minor.update(dim[1:])
-    wide = [t.axes for t in kernel.inputs if len(t.axes) > 1]
-    found.features = {axes[-1] for axes in wide} - {a for axes in wide for a in axes[:-1]}
+    narrow = {a.name for a in kernel.axes if isinstance(a.extent, typed.Literal) and int(a.extent.value) < NARROW}
+    wide = [[a for a in t.axes if a not in narrow] for t in kernel.inputs if len(t.axes) > 1]
+    found.features = {axes[-1] for axes in wide if axes} - {a for axes in wide for a in axes[:-1]}
     rank: dict[str, int] = {}
     for tensor in (*kernel.inputs, *kernel.outputs):
         for place, axis in enumerate(tensor.axes):

@@ -13,7 +13,7 @@ import torch
 from ..compiler.chunks import Chunks, Unchunkable, find_chunks
 from .arguments import Bound, Call
 from .derived import DerivedKernel
-from .flat import FlatKernel, has_steps_within, posed_flat
+from .flat import FlatKernel, flattened, has_steps_within, posed_flat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,6 +105,17 @@ def split(call: Call) -> tuple[Call, Call | None] | None:
     chunks, rest = part(call, time, 0, whole), part(call, time, whole, steps)
     origin = {**call.origin, time: whole} if kernel.chunks.counts else call.origin
     return in_chunks(replace(chunks, return_final=True), kernel), replace(rest, initial={}, origin=origin)
+
+
+def flat_call(call: Call) -> Call | None:
+    """A call of a kernel with steps within steps as one with one axis of steps, where that goes in chunks."""
+    made = chunks_of(call.kernel)
+    if isinstance(made, str):
+        return None
+    flat = FlatKernel.of(call.kernel)
+    assert isinstance(flat, FlatKernel)
+    steps = flat.extents(call.bound.extents)[made.chunks.time]
+    return flattened(call, flat) if steps >= FEWEST * made.length else None
 
 
 def part(call: Call, time: str, start: int, stop: int) -> Call:

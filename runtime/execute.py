@@ -73,11 +73,11 @@ def _in_chunks(call: Call, watched: bool, tracing: bool) -> list[Tensor] | None:
         return None
     if (call.bound.device.type == "cpu" and call.backend is None) or 0 in call.bound.extents.values():
         return None
-    from .chunked import joined, split
-    from .flat import flattened, has_steps_within, taken
+    from .chunked import flat_call, joined, split
+    from .flat import has_steps_within, taken
 
     if has_steps_within(call.kernel):
-        flat = flattened(call)
+        flat = flat_call(call)
         done = None if flat is None else _in_chunks(flat, watched, tracing)
         return None if done is None else taken(call, done)
     parts = split(call)

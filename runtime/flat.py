@@ -54,10 +54,10 @@ def posed_flat(base: Kernel, problem: Problem) -> Problem:
     return Problem(kernel.typed, extents, extents, problem.params)
 
 
-def flattened(call: Call) -> Call | None:
-    """A call as one with one axis of steps, where there is such a kernel: what the steps of a token share is repeated for each."""
-    kernel = FlatKernel.of(call.kernel)
-    if isinstance(kernel, str) or any(call.origin.get(a) for a in (kernel.flat.outer, kernel.flat.inner)):
+def flattened(call: Call, kernel: FlatKernel) -> Call | None:
+    """A call as one with one axis of steps: what the steps of a token share is repeated for each. None where one of the two axes begins at
+    another position than 0."""
+    if any(call.origin.get(a) for a in (kernel.flat.outer, kernel.flat.inner)):
         return None
     found, bound = kernel.flat, call.bound
     count = bound.extents[found.inner]

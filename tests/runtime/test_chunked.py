@@ -16,12 +16,15 @@ import weft
 from tests.evidence.library import OTHERS, REQUIRED, kernel
 from tests.evidence.test_gates import LEVELS, LOGS, gated
 from weft.runtime.check import check_kernel, render
-from weft.runtime.chunked import LENGTH, SHORT_LENGTH, ChunkedKernel
+from weft.runtime.chunked import LENGTH, SHORT_LENGTH, ChunkedKernel, chunks_of
 from weft.runtime.explain import explain
+from weft.runtime.flat import FlatKernel, flattened, taken
 from weft.runtime.packed import PackedKernel
 from weft.runtime.problem import Usual, pose
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from weft.runtime.kernel import Kernel
@@ -356,6 +359,75 @@ def test_states_that_begin_with_the_length_go_step_by_step() -> None:
     assert found == "what S begins with depends on the steps"
 
 
+WITHIN = "kernel spec(q[b,h,t,d], k[b,h,(t u),d], v[b,h,(t u),e], g[b,h,t], w[b,h,(t u)]{more}) -> {out}:\n    axis u = 3\n"
+WITHIN_STEPS = {
+    "read after the last": ("", "o[b,h,t,e]", "    state S[b,h,d,e] along (t u)\n{step}    o = sum[d](q * S[u -> size(u) - 1])"),
+    "backwards, read after the first": (
+        "", "o[b,h,t,e]", "    state S[b,h,d,e] along (t u) reverse\n{step}    o = sum[d](q * S[u -> 0])",
+    ),
+    "read at every step": ("", "o[b,h,(t u),e]", "    state S[b,h,d,e] along (t u)\n{step}    o = sum[d](q * S) * w"),
+    "counted tokens": (
+        "", "o[b,h,t,e]", "    state S[b,h,d,e] along (t u)\n{step}    o = sum[d](q * S[u -> size(u) - 1]) * (t + 1) / size(t)",
+    ),
+    "a state that is given": ("", "S[b,h,d,e]", "    state S[b,h,d,e] along (t u)\n{step}"),
+}  # fmt: skip
+STEP = "    S <- where(u == 0, exp(-abs(g)), 1) * S\n    S <- S + k * (v - sum[d](k * S)) / 8\n"
+NOT_WITHIN = {
+    "several steps of a token are read": (
+        "", "o[b,h,t,e]", "    state S[b,h,d,e] along (t u)\n{step}    o = sum[d](q * (S[u -> 0] + S[u -> size(u) - 1]))",
+        "o reads several steps of u",
+    ),
+    "a step in the middle": (
+        "", "o[b,h,t,e]", "    state S[b,h,d,e] along (t u)\n{step}    o = sum[d](q * S[u -> 1])", "neither the first nor the last",
+    ),
+    "steps are added up": (
+        "", "o[b,h,t,e]", "    state S[b,h,d,e] along (t u)\n{step}    o = sum[d,u](q * S)", "steps are reduced",
+    ),
+    "a dimension of its own": (
+        ", x[b,t,u]", "o[b,h,t,e]",
+        "    state S[b,h,d,e] along (t u)\n    S <- sigmoid(x) * S\n{step}    o = sum[d](q * S[u -> size(u) - 1])",
+        "u is a dimension of x by itself",
+    ),
+}  # fmt: skip
+
+
+def _within(more: str, out: str, body: str) -> Kernel:
+    made: Kernel = weft.loads(WITHIN.format(more=more, out=out) + body.format(step=STEP) + "\n").spec
+    return made
+
+
+def _of_tokens(base: Kernel, made: ChunkedKernel) -> Callable[..., object]:
+    """The chunks of the steps within tokens, called as the kernel of tokens is."""
+    flat = FlatKernel.of(base)
+    assert isinstance(flat, FlatKernel)
+
+    def run(strict: bool, initial: dict[str, Tensor], return_final: bool, **given: Tensor) -> object:
+        inputs = {n: x for n, x in given.items() if n in base.input_names}
+        bound = base.prepare(inputs, {n: x for n, x in given.items() if n not in inputs})
+        call = flattened(bound, flat)
+        assert call is not None
+        result, final = made(**call.inputs, **call.bound.params, strict=strict, initial=initial, return_final=return_final)
+        return tuple(taken(bound, [*(result if isinstance(result, tuple) else [result])])), final
+
+    return run
+
+
+@pytest.mark.parametrize("spelling", [*WITHIN_STEPS, "gated_delta_product"])
+def test_steps_within_steps_go_in_chunks(spelling: str) -> None:
+    base = kernel(spelling) if spelling not in WITHIN_STEPS else _within(*WITHIN_STEPS[spelling])
+    made = chunks_of(base)
+    assert isinstance(made, ChunkedKernel), made
+    agree(base, _of_tokens(base, made), made.length)
+
+
+@pytest.mark.parametrize("spelling", NOT_WITHIN)
+def test_steps_within_steps_that_do_not_say_why(spelling: str) -> None:
+    *text, why = NOT_WITHIN[spelling]
+    found = chunks_of(_within(*text))
+    assert isinstance(found, str)
+    assert why in found, found
+
+
 def test_explain_tells() -> None:
     pytest.importorskip("triton")
     made = kernel("simple_gla")
@@ -402,7 +474,8 @@ for length in (128, 150):  # the queries that are left are pairs
 check("simple_gla", 127, False)  # too short
 check("gla_bidirectional", 37, False)  # steps would be left over in both directions
 chunked.LENGTH = 16  # the interpreter is slow
-check("gated_delta", 35, True)
+check("gated_delta_product", 19, True)  # two steps a token: 38
+check("gated_delta_product", 15, False)  # too short
 check("mlstm", 35, True)
 for name in ("hgrn", "simple_gla"):
     made = kernel(name)
