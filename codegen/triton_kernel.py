@@ -544,7 +544,7 @@ class KernelPrinter:
         if onto is not None and plain:
             args.append(onto)
         if dtype == "float32":
-            args.append('input_precision="ieee"')
+            args.append(f'input_precision="{"tf32" if self._operand_dtypes.rounds(lhs, rhs) else "ieee"}"')
         text = f"tl.dot({', '.join(args)})"
         if not plain:
             text = self._rearranged(f"tl.reshape({text}, {self._shape((*rows, *columns))})", (*rows, *columns), dims)

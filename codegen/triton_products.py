@@ -86,12 +86,15 @@ class OperandDtypes:
 
     An operand that comes from a tensor of half precision is multiplied in that precision, and so is what meets it, be it
     a flag or a float32 temporary (which comes from the same tensors by an earlier kernel). All else is float32, and so is
-    an operand that mixes float16 with bfloat16.
+    an operand that mixes float16 with bfloat16. Where two float32 temporaries meet and all tensors of the call are of half
+    precision, they are rounded to the 10 bits of tf32, no fewer than float16 has, and keep their range.
     """
 
     def __init__(self, kernel: plan.Kernel, buffers: Mapping[str, plan.Buffer], spec: Specialization) -> None:
         self._buffers = buffers
         self._dtypes = dict(spec.dtypes)
+        given = {self._dtypes[n] for n, b in buffers.items() if b.role == "input" and b.dtype == "input"}
+        self._all_half = bool(given & set(HALF)) and "float32" not in given
         self._sources: dict[ir.Node, list[plan.Statement]] = {}
         for statement in plan.inner_statements(kernel.body):
             for node in obtained(statement):
@@ -104,6 +107,10 @@ class OperandDtypes:
         sides = [self._precision(n) for n in (lhs, rhs)]
         halves = {s for s in sides if s in HALF}
         return halves.pop() if len(halves) == 1 and "float32" not in sides else "float32"
+
+    def rounds(self, lhs: ir.Node, rhs: ir.Node) -> bool:
+        """Whether float32 operands of ``lhs * rhs`` are rounded to tf32."""
+        return self._all_half and [self._precision(n) for n in (lhs, rhs)] == ["derived", "derived"]
 
     def _precision(self, node: ir.Node) -> str:
         leaves = self._leaves(node)

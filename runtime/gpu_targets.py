@@ -33,14 +33,14 @@ SHARED_LIMIT: dict[str, int] = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_10
 _POINTEES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1"}
 _NVIDIA_TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 """In PTX: each becomes instructions of tensor cores, and nothing else does."""
-_HALF_DOT = re.compile(r"\btt\.dot .*: tensor<[\dx]+x(?:bf16|f16)")
+_ROUNDED_DOT = re.compile(r"\btt\.dot .*(?:: tensor<[\dx]+x(?:bf16|f16)|inputPrecision = tf32)")
 _AMD_TENSOR_CORE = re.compile(r"\bv_s?mfma_")
 
 
 @dataclass(frozen=True, slots=True)
 class KernelReport:
     """What the binary of one kernel needs of the GPU. ``spill_bytes`` is per thread; stores and loads are instructions; ``dots`` are
-    the matrix products of half precision, which tensor cores can take (float32 is multiplied exactly, without them)."""
+    the matrix products of half precision or tf32, which tensor cores can take (float32 is multiplied exactly, without them)."""
 
     kernel: str
     target: TargetName
@@ -98,7 +98,7 @@ def compile_kernel(
 ) -> KernelReport:
     """One ``@triton.jit`` function of a generated file, compiled and read."""
     compiled = _compile(function, entry, dtypes, options, target)
-    dots = len(_HALF_DOT.findall(compiled.asm["ttir"]))
+    dots = len(_ROUNDED_DOT.findall(compiled.asm["ttir"]))
     if target == "gfx942":
         return _read_amd(entry.name, target, compiled.asm["amdgcn"], dots)
     return _read_nvidia(entry.name, target, compiled, dots)
