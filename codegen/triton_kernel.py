@@ -93,6 +93,8 @@ class KernelPrinter:
         self._sizes = padded_extents(kernel, self._extents)
         self._padding = {a: PaddingContents(kernel, a) for a in kernel.whole if self._sizes[a] != self._extents[a]}
         self._operand_dtypes = OperandDtypes(kernel, plan.buffers, spec)
+        self._halved: dict[ir.Node, list[str]] = {}
+        """What was made of a float32 operand (``_halves``), and the lines among which that stands."""
         self._obtained = {node for s in self._statements for node in obtained(s)}
         self._kept_half = self._half_operands()
         self._pivot_of = {pivot for s in self._statements if (pivot := _weight_pivot(s)) is not None}
@@ -536,20 +538,39 @@ class KernelPrinter:
         rows, columns = shape.rows, shape.columns
         if dims[0] in columns:
             lhs, rhs, rows, columns = rhs, lhs, columns, rows
-        args = [
-            self._matrix(self._factor(lhs, rhs, shape.inner, dtype), rows, shape.inner),
-            self._matrix(self._factor(rhs, lhs, shape.inner, dtype), shape.inner, columns),
-        ]
+        again = next((n for n, other in ((lhs, rhs), (rhs, lhs)) if dtype in HALF and self._operand_dtypes.feeds_back(n, other)), None)
+        if again is not None:
+            high, rest = self._halves(again, rhs if again is lhs else lhs, shape.inner, dtype)
+            first, second = (
+                (high, rest) if again is n else (self._factor(n, o, shape.inner, dtype),) * 2 for n, o in ((lhs, rhs), (rhs, lhs))
+            )
+            sides = list(zip(first, second, strict=True))
+        else:
+            sides = [(self._factor(lhs, rhs, shape.inner, dtype), self._factor(rhs, lhs, shape.inner, dtype))]
+        args = [self._matrix(sides[-1][0], rows, shape.inner), self._matrix(sides[-1][1], shape.inner, columns)]
         plain = dims == (*rows, *columns) and len(dims) == 2
         if onto is not None and plain:
             args.append(onto)
         if dtype == "float32":
             args.append(f'input_precision="{"tf32" if self._operand_dtypes.rounds(lhs, rhs) else "ieee"}"')
         text = f"tl.dot({', '.join(args)})"
+        for left, right in sides[:-1]:  # what rounding takes away is multiplied first, and added to
+            text = f"tl.dot({self._matrix(left, rows, shape.inner)}, {self._matrix(right, shape.inner, columns)}, {text})"
         if not plain:
             text = self._rearranged(f"tl.reshape({text}, {self._shape((*rows, *columns))})", (*rows, *columns), dims)
             text = text if onto is None else f"{onto} + {text}"
         return Shown(text, ATOM if plain or onto is None else SUM, dims)
+
+    def _halves(self, node: ir.Node, other: ir.Node, inner: Sequence[str], dtype: str) -> tuple[Shown, Shown]:
+        """A float32 operand as two of half precision that add up to it: rounded, and what rounding takes away."""
+        shown = self._factor(node, other, inner, "float32")
+        name = self._names.get(f"{self._name(node)}_{dtype}", "rounded", self._name(node))
+        rest = self._names.get(f"{self._name(node)}_rest", "rest", self._name(node))
+        if self._halved.get(node) is not self._lines:
+            self._emit(f"{name} = {cast(shown, dtype).text}")
+            self._emit(f"{rest} = {cast(Shown(f'({shown.text} - {name}.to(tl.float32))', ATOM, shown.dims), dtype).text}")
+            self._halved[node] = self._lines
+        return Shown(name, ATOM, shown.dims, dtype), Shown(rest, ATOM, shown.dims, dtype)
 
     def _factor(self, node: ir.Node, other: ir.Node, inner: Sequence[str], dtype: str) -> Shown:
         """An operand in the dtype of the product. Its padding is 0, or finite where that of the other operand is 0."""
@@ -604,6 +625,7 @@ class KernelPrinter:
         shown = real_tensor(self._expressions.show(assign.node))
         value = shown if dims == shown.dims else self._broadcast(shown, dims)
         self._emit(f"{self._name(assign.local)} = {value.text}")
+        self._halved.pop(assign.local, None)
         self._obtain(assign.local, dims, "float32")
 
     def _broadcast(self, shown: Shown, dims: tuple[str, ...]) -> Shown:

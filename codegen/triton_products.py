@@ -87,7 +87,8 @@ class OperandDtypes:
     An operand that comes from a tensor of half precision is multiplied in that precision, and so is what meets it, be it
     a flag or a float32 temporary (which comes from the same tensors by an earlier kernel). All else is float32, and so is
     an operand that mixes float16 with bfloat16. Where two float32 temporaries meet and all tensors of the call are of half
-    precision, they are rounded to the 10 bits of tf32, no fewer than float16 has, and keep their range.
+    precision, they are rounded to the 10 bits of tf32, no fewer than float16 has, and keep their range. What steps carry and
+    multiply with the same weights again and again is not rounded (``feeds_back``): errors would come back with every step.
     """
 
     def __init__(self, kernel: plan.Kernel, buffers: Mapping[str, plan.Buffer], spec: Specialization) -> None:
@@ -96,7 +97,9 @@ class OperandDtypes:
         given = {self._dtypes[n] for n, b in buffers.items() if b.role == "input" and b.dtype == "input"}
         self._all_half = bool(given & set(HALF)) and "float32" not in given
         self._sources: dict[ir.Node, list[plan.Statement]] = {}
-        for statement in plan.inner_statements(kernel.body):
+        statements = plan.inner_statements(kernel.body)
+        self._stepped = {s.axis for s in statements if isinstance(s, plan.Loop) and s.block is None}
+        for statement in statements:
             for node in obtained(statement):
                 self._sources.setdefault(node, []).append(statement)
 
@@ -107,6 +110,13 @@ class OperandDtypes:
         sides = [self._precision(n) for n in (lhs, rhs)]
         halves = {s for s in sides if s in HALF}
         return halves.pop() if len(halves) == 1 and "float32" not in sides else "float32"
+
+    def feeds_back(self, node: ir.Node, other: ir.Node) -> bool:
+        """Whether a value is made of what steps carry, and is multiplied with a tensor that all of them read."""
+        loads = [s for s in self._sources.get(other, []) if isinstance(s, plan.Load)]
+        if not loads or any(self._stepped & {*self._buffers[s.buffer].axes} or self._is_derived(s.buffer) for s in loads):
+            return False
+        return any(isinstance(s, plan.Assign) for n in self._behind(node) for s in self._sources.get(n, []))
 
     def rounds(self, lhs: ir.Node, rhs: ir.Node) -> bool:
         """Whether float32 operands of ``lhs * rhs`` are rounded to tf32."""
@@ -121,19 +131,20 @@ class OperandDtypes:
 
     def _leaves(self, node: ir.Node) -> set[str]:
         """The dtypes of the tensors that a value comes from, by way of anything that is carried too."""
-        leaves: set[str] = set()
+        loads = [s for n in self._behind(node) for s in self._sources.get(n, []) if isinstance(s, plan.Load)]
+        return {self._dtypes[s.buffer] for s in loads if not self._is_derived(s.buffer)}
+
+    def _behind(self, node: ir.Node) -> set[ir.Node]:
+        """The values that a value comes from, by way of anything that is carried too, and itself."""
         seen = {node}
         stack = [node]
         while stack:
             reached = stack.pop()
             sources = self._sources.get(reached, [])
             nearby = [n for s in sources for n in operands(s)] if sources else list(ir.children(reached))
-            for statement in sources:
-                if isinstance(statement, plan.Load) and not self._is_derived(statement.buffer):
-                    leaves.add(self._dtypes[statement.buffer])
             stack += [n for n in nearby if n not in seen]
             seen.update(nearby)
-        return leaves
+        return seen
 
     def _is_derived(self, buffer: str) -> bool:
         return self._dtypes[buffer] == "float32" and self._buffers[buffer].role in ("saved", "temporary")

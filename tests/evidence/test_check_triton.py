@@ -43,7 +43,7 @@ def test_other_kernels(part: int) -> None:
 
 
 def test_several_sequences() -> None:
-    _run(0, "float32", "test_several_sequences")
+    _run(0, "float32,float16", "test_several_sequences")
 
 
 @pytest.mark.slow
