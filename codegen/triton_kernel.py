@@ -538,28 +538,30 @@ class KernelPrinter:
         rows, columns = shape.rows, shape.columns
         if dims[0] in columns:
             lhs, rhs, rows, columns = rhs, lhs, columns, rows
-        again = next((n for n, other in ((lhs, rhs), (rhs, lhs)) if dtype in HALF and self._operand_dtypes.feeds_back(n, other)), None)
-        if again is not None:
-            high, rest = self._halves(again, rhs if again is lhs else lhs, shape.inner, dtype)
-            first, second = (
-                (high, rest) if again is n else (self._factor(n, o, shape.inner, dtype),) * 2 for n, o in ((lhs, rhs), (rhs, lhs))
-            )
-            sides = list(zip(first, second, strict=True))
-        else:
-            sides = [(self._factor(lhs, rhs, shape.inner, dtype), self._factor(rhs, lhs, shape.inner, dtype))]
-        args = [self._matrix(sides[-1][0], rows, shape.inner), self._matrix(sides[-1][1], shape.inner, columns)]
+        first, *others = [
+            [self._matrix(left, rows, shape.inner), self._matrix(right, shape.inner, columns)]
+            for left, right in self._operands(lhs, rhs, shape.inner, dtype)
+        ]
         plain = dims == (*rows, *columns) and len(dims) == 2
-        if onto is not None and plain:
-            args.append(onto)
-        if dtype == "float32":
-            args.append(f'input_precision="{"tf32" if self._operand_dtypes.rounds(lhs, rhs) else "ieee"}"')
-        text = f"tl.dot({', '.join(args)})"
-        for left, right in sides[:-1]:  # what rounding takes away is multiplied first, and added to
-            text = f"tl.dot({self._matrix(left, rows, shape.inner)}, {self._matrix(right, shape.inner, columns)}, {text})"
+        ending = [onto] if onto is not None and plain else []
+        for other in others:  # what rounding takes away is multiplied first, and added to
+            ending = [f"tl.dot({', '.join([*other, *ending])})"]
+        precision = [f'input_precision="{"tf32" if self._operand_dtypes.rounds(lhs, rhs) else "ieee"}"'] if dtype == "float32" else []
+        text = f"tl.dot({', '.join([*first, *ending, *precision])})"
         if not plain:
             text = self._rearranged(f"tl.reshape({text}, {self._shape((*rows, *columns))})", (*rows, *columns), dims)
             text = text if onto is None else f"{onto} + {text}"
         return Shown(text, ATOM if plain or onto is None else SUM, dims)
+
+    def _operands(self, lhs: ir.Node, rhs: ir.Node, inner: Sequence[str], dtype: str) -> list[tuple[Shown, Shown]]:
+        """Pairs of operands whose products add up to that of two values."""
+        if dtype in HALF and self._operand_dtypes.feeds_back(lhs, rhs):
+            right = self._factor(rhs, lhs, inner, dtype)
+            return [(left, right) for left in self._halves(lhs, rhs, inner, dtype)]
+        if dtype in HALF and self._operand_dtypes.feeds_back(rhs, lhs):
+            left = self._factor(lhs, rhs, inner, dtype)
+            return [(left, right) for right in self._halves(rhs, lhs, inner, dtype)]
+        return [(self._factor(lhs, rhs, inner, dtype), self._factor(rhs, lhs, inner, dtype))]
 
     def _halves(self, node: ir.Node, other: ir.Node, inner: Sequence[str], dtype: str) -> tuple[Shown, Shown]:
         """A float32 operand as two of half precision that add up to it: rounded, and what rounding takes away."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..compiler.pipeline import Lowered
     from ..compiler.plan import Plan
     from .kernel import Kernel
+    from .problem import Problem
 
 What = Literal["equations", "graph", "plan", "source"]
 Part = Literal["forward", "backward"]
@@ -29,6 +30,35 @@ class NothingFused(ValueError):
         super().__init__(f"{kernel}: there is no {what} for {target}, because the kernel runs as PyTorch there:{why}")
 
 
+class NoLongForm(ValueError):
+    def __init__(self, kernel: str, target: str, why: str) -> None:
+        super().__init__(f"{kernel}: long calls for {target} run like short ones: {why}. Leave out --long.")
+
+
+def long_form(kernel: Kernel, target: str, extents: Mapping[str, int], params: Mapping[str, Any]) -> tuple[Kernel, Problem]:
+    """What long calls of a kernel run on, and its problem: a recurrence where its sums separate, in chunks of steps on GPUs.
+
+    Raises ``NoLongForm`` where there is none.
+    """
+    from .chunked import chunks_of, posed_in_chunks
+    from .dual import DualKernel, posed_as_dual
+    from .problem import Usual, pose
+
+    problem = pose(kernel.graph, extents, params, Usual())
+    separated = DualKernel.of(kernel) if not kernel.states else kernel
+    if isinstance(separated, str):
+        raise NoLongForm(kernel.name, target, separated)
+    posed: tuple[Kernel, Problem] | None = (kernel, problem) if kernel.states else posed_as_dual(kernel, problem)
+    if posed is not None and target != "c":
+        chunks = chunks_of(separated)
+        if isinstance(chunks, str):
+            raise NoLongForm(kernel.name, target, chunks)
+        posed = posed_in_chunks(*posed)
+    if posed is None or posed[0] is kernel:
+        raise NoLongForm(kernel.name, target, "steps are taken one by one" if kernel.states else "the sizes are too small, or not the same")
+    return posed
+
+
 def text(
     kernel: Kernel,
     what: What,
@@ -39,8 +69,13 @@ def text(
     dtype: str = "float32",
     extents: Mapping[str, int] | None = None,
     params: Mapping[str, Any] | None = None,
+    long: bool = False,
 ) -> str:
-    """What a kernel is at one stage. Raises ``NothingFused`` where there is no plan or source, ``UnknownPass`` for ``after``."""
+    """What a kernel is at one stage; ``long``: what long calls run on. Raises ``NothingFused`` where there is no plan or source,
+    ``UnknownPass`` for ``after``, and ``NoLongForm``."""
+    if long:
+        kernel, problem = long_form(kernel, target, extents or {}, params or {})
+        extents, params = problem.extents, problem.params
     options: dict[str, Any] = {"target": target, "dtype": getattr(torch, dtype), "extents": extents or {}, "params": params or {}}
     if after is None and what == "equations":
         return equations(kernel)

@@ -70,10 +70,10 @@ def _explained(error: Exception) -> click.ClickException:
     from .dsl.diagnostics import SpecError
     from .runtime import errors
     from .runtime.plots import NothingToPlot
-    from .runtime.show import NothingFused, UnknownPass
+    from .runtime.show import NoLongForm, NothingFused, UnknownPass
 
     mistakes: tuple[type[Exception], ...] = (SpecError, errors.CallError, errors.SpecNotFound, errors.UnknownKernel, errors.NoKernels)
-    mistakes += (errors.UnknownTarget, NothingToPlot, NothingFused, UnknownPass)
+    mistakes += (errors.UnknownTarget, NothingToPlot, NothingFused, UnknownPass, NoLongForm)
     if isinstance(error, mistakes):
         return Mistake(str(error))
     if isinstance(error, ModuleNotFoundError) and error.name == "matplotlib":
@@ -297,6 +297,7 @@ def _coloured(report: Report) -> str:
 @click.option("--target", type=click.Choice(TARGETS), help="Which machine; default c, or sm_90 for triton.")
 @click.option("--part", type=click.Choice(("forward", "backward")), default="forward", show_default=True)
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@click.option("--long", "long", is_flag=True, help="What long calls run on: chunks of steps on GPUs, recurrences where sums separate.")
 def show(
     spec: str,
     kernel_name: str | None,
@@ -309,13 +310,14 @@ def show(
     target: str | None,
     part: Part,
     dtype: str,
+    long: bool,
 ) -> None:
     """Print a kernel's equations, graph, plan or generated source."""
     from .runtime import show as shown
 
     kernel = _one_kernel(spec, kernel_name)
     place = target or ("sm_90" if backend == "triton" else "c")
-    text = shown.text(kernel, what, after=after, target=place, part=part, dtype=dtype, extents=sizes, params=params)
+    text = shown.text(kernel, what, after=after, target=place, part=part, dtype=dtype, extents=sizes, params=params, long=long)
     language = {"source": "c" if place == "c" else "python", "equations": "python"}.get(what, "text")
     if out.is_terminal and language != "text":
         from rich.syntax import Syntax

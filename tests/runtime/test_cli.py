@@ -154,6 +154,19 @@ def test_show_after_a_pass() -> None:
     assert unknown.exit_code == 2 and "differentiate" in unknown.output
 
 
+def test_show_what_long_calls_run_on() -> None:
+    triton = ("--backend", "triton", "--long")
+    assert "t.in64.2" in weft("show", "simple_gla", "--what", "plan", *triton).stdout
+    assert "t.in64" not in weft("show", "simple_gla", "--what", "plan", "--backend", "triton").stdout
+    assert "t.u.in64" in weft("show", "gated_delta_product", "--what", "graph", *triton).stdout
+    assert "state_1" in weft("show", "retention", "--what", "graph", "--long").stdout
+    for name, why in (("alibi", "does not separate into values of i and of j"), ("gru", "what is kept of y depends on states")):
+        found = weft("show", name, *triton)
+        assert found.exit_code == 2
+        assert why in found.stderr, found.stderr
+    assert "steps are taken one by one" in weft("show", "gla", "--long").stderr
+
+
 def test_show_says_why_there_is_no_plan() -> None:
     result = weft("show", "dsa", "--what", "plan")
     assert result.exit_code == 2
