@@ -13,7 +13,7 @@ from weft.compiler import ir, masks
 from weft.compiler.algebra import substitute
 from weft.compiler.build import build
 from weft.compiler.canonicalise import canonicalise
-from weft.compiler.plan import index, origin
+from weft.compiler.plan import edge, index, origin
 
 MASKS = [
     "j <= i",
@@ -145,3 +145,34 @@ def test_whole_tiles_are_found() -> None:
         test = masks.certain(_condition(text), frozenset(["i", "j"]))
         assert test is not None
         assert bool(value(test, {}, {"i": (0, 4), "j": j}, sizes, {})) == whole, text
+
+
+def _bound(rng: random.Random, axis: str, depth: int) -> ir.Node:
+    """A random bound made of the edges of a tile."""
+    if not depth:
+        return rng.choice([edge(axis, "start"), edge(axis, "stop"), ir.const(rng.randint(-3, 70)), ir.size("j")])
+    op = rng.choice(["add", "sub", "min", "max", "mul", "floordiv"])
+    a = _bound(rng, axis, depth - 1)
+    return ir.pointwise(op, a, ir.const(rng.randint(1, 16)) if op in ("mul", "floordiv") else _bound(rng, axis, depth - 1))
+
+
+def test_limits_hold_for_every_tile() -> None:
+    """Along an axis that always has 64 places, and one of which nothing is known."""
+    rng = random.Random(5)
+    known = ir.within("t", 64)
+    for _ in range(300):
+        axis, block = rng.choice([known, "i"]), rng.choice([16, 32, 64, 48])
+        bound = _bound(rng, axis, rng.randint(1, 3))
+        limits = masks.limits(bound, {axis: block})
+        for start in range(0, 64, block):
+            found = value(bound, {}, {axis: (start, min(start + block, 64))}, {"j": 7}, {})
+            assert limits.low <= found <= limits.high, bound
+    assert masks.limits(edge(known, "stop"), {known: 16}) == masks.Limits(16, 64)
+    assert masks.limits(edge(known, "start"), {known: 16}) == masks.Limits(0, 48)
+
+
+def test_bounds_a_constant_apart_are_compared_at_once() -> None:
+    a, b = edge("i", "start"), ir.pointwise("add", edge("i", "start"), ir.const(2))
+    assert masks.int_op("min", a, b) is a
+    assert masks.int_op("max", a, b) is b
+    assert masks.int_op("max", b, a) is b
