@@ -12,7 +12,6 @@ from weft.compiler import ir
 from weft.compiler.plan import Contract, Load, Loop, Origin, Plan, Store, inner_statements, read_nodes
 from weft.runtime.chunked import posed_in_chunks
 from weft.runtime.kernel import Kernel
-from weft.runtime.packed import PackedKernel
 from weft.runtime.problem import Problem, Usual, pose
 
 
@@ -53,8 +52,9 @@ def test_a_sweep_of_a_chunk_has_no_loop_that_never_runs() -> None:
         assert len(loops) <= 2, k.name
 
 
-def test_packed_chunks_are_matrix_products_along_the_steps() -> None:
-    made, problem = posed(PackedKernel(kernel("gated_delta"), "t"))
+def test_steps_within_steps_are_matrix_products_along_the_steps() -> None:
+    """That all heads share the places of steps makes no tile of heads, and that a place says what a state loses no sum of single products."""
+    made, problem = posed(kernel("gated_delta_product"))
     forward, backward = plans(made, problem)
     assert all(k.rows != "h" for k in (*forward.kernels, *backward.kernels))
     (carried,) = [k for k in backward.kernels if k.note.startswith("steps of d_S")]
