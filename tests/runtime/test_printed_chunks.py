@@ -53,7 +53,7 @@ def test_a_sweep_of_a_chunk_has_no_loop_that_never_runs() -> None:
 
 
 def test_steps_within_steps_are_matrix_products_along_the_steps() -> None:
-    """That all heads share the places of steps makes no tile of heads, and that a place says what a state loses no sum of single products."""
+    """That heads share the places of steps makes no tile of heads, and that a place says what a state loses no sum of single products."""
     made, problem = posed(kernel("gated_delta_product"))
     forward, backward = plans(made, problem)
     assert all(k.rows != "h" for k in (*forward.kernels, *backward.kernels))
