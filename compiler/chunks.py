@@ -29,7 +29,7 @@ from . import ir
 from .algebra import ONE, ZERO, add, conjunction, factors, map_state, product, substitute, total, where, with_children
 from .chunk_scans import Scan, scanned_states
 from .positive import logarithm
-from .recurrence import Versions
+from .recurrence import Versions, mixes_steps
 from .structure import copied
 
 if TYPE_CHECKING:
@@ -98,12 +98,8 @@ def _renamed(graph: ir.Graph, whole: str, time: str) -> ir.Graph:
                 return ir.make(ir.StateValue, axes, n.kind, name, version)
             case ir.Position(axis=axis) if axis == whole:
                 return _number(whole, time)
-            case ir.Read(at=at) if whole in {a for a, _ in at}:
-                raise Unchunkable("other steps are read")
-            case ir.Reduce(over=over) | ir.Select(over=over) if whole in over:
-                raise Unchunkable("all steps are reduced")
-            case ir.Scan(axis=axis) if axis == whole:
-                raise Unchunkable("steps are scanned")
+            case _ if why := mixes_steps(n, [whole]):
+                raise Unchunkable(why)
             case _:
                 return with_children(n, tuple(memo[c] for c in ir.children(n)))
 

@@ -73,6 +73,11 @@ def _smallest(context: Context, group: Group, name: str, extra: Group | None) ->
     return KernelBuilder(context, group, name, finer[-1], extra).build() if finer else kernel
 
 
+def _is_numbering(n: ir.Input) -> bool:
+    """Whether a tensor numbers pairs, or the places of steps, and lacks every other axis for that."""
+    return n.kind == "int" and (n.axes[0].startswith(ROUTE) or any(ir.fixed_extent(a) for a in n.axes))
+
+
 def _spread(context: Context, group: Group) -> tuple[Context, Group] | None:
     """A program for every index of the axes that all results have, which tiles would keep whole."""
     nodes = [n for n in ir.topological(t.node for t in group.tasks) if isinstance(n, ir.Reduce)]
@@ -147,17 +152,13 @@ class KernelBuilder(Sweeps):
         features = kept & self.structure.features
         if features and not self.context.loops_first:  # a program for every row of a tensor: what lies side by side is loaded together
             return self.structure.sort(features)[-1]
-
-        def is_table(n: ir.Input) -> bool:  # of pairs, or of the places of steps: it lacks every axis but its own
-            return n.kind == "int" and (n.axes[0].startswith(ROUTE) or any(ir.fixed_extent(a) for a in n.axes))
-
         lacking = {
             a
             for a in kept
             for s in sweeps
             for f in factors(s.x)
             for n in ir.topological([f])
-            if isinstance(n, ir.Input) and a not in n.axes and n.axes and not is_table(n)
+            if isinstance(n, ir.Input) and a not in n.axes and n.axes and not _is_numbering(n)
         }
         candidates = lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
         return pick_tiled(candidates, self.structure) if candidates else None

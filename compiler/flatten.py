@@ -2,7 +2,7 @@
 
 Before: states along (t u), the steps u of a token t. After: states along one axis of t * u steps, which is what chunks are made of. A
 value that all steps of a token share is given once for each of them, and an output of a token is that of its last step (of its first,
-backwards). So the several Householder steps a token of Gated DeltaProduct (Siems et al., 2025) go in the chunks of Gated DeltaNet.
+backwards). So several Householder steps a token (Siems et al., 2025) go in the chunks of one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from ..dsl import typed
 from . import ir
 from .algebra import map_state, with_children
+from .recurrence import mixes_steps
 
 LAST, FIRST = -1, 0
 
@@ -127,18 +128,14 @@ class _Maker:
             case ir.Size(axis=axis) if axis == self.outer:
                 return ir.pointwise("floordiv", ir.size(self.time), ir.size(self.inner))
             case ir.Read(x=x, at=((axis, at),)) if axis == self.inner:
-                self._at.add(self._place(at))
+                self._at.add(self._step_read(at))
                 return self._along[x]
-            case ir.Read(at=at) if self.pair & {a for a, _ in at}:
-                raise Unflattenable("other steps are read")
-            case ir.Reduce(over=over) | ir.Select(over=over) if self.pair & set(over):
-                raise Unflattenable("steps are reduced")
-            case ir.Scan(axis=axis) if axis in self.pair:
-                raise Unflattenable("steps are scanned")
+            case _ if why := mixes_steps(n, self.pair):
+                raise Unflattenable(why)
             case _:
                 return with_children(n, children)
 
-    def _place(self, at: ir.Node) -> int:
+    def _step_read(self, at: ir.Node) -> int:
         if at is ir.pointwise("sub", ir.size(self.inner), ir.const(1)):
             return LAST
         if at is ir.const(0):

@@ -201,6 +201,19 @@ def _users(carries: list[ir.Carry], groups: Groups) -> list[list[ir.Carry]]:
     return [other for other in groups.values() if other is not carries and own & _used(other)]
 
 
+def mixes_steps(n: ir.Node, along: Collection[str]) -> str:
+    """Why a value is not of one step, or of all alike: it reads, sums or scans along the axes of the steps. Empty where it is."""
+    match n:
+        case ir.Read(at=at) if not set(along).isdisjoint(a for a, _ in at):
+            return "other steps are read"
+        case ir.Reduce(over=over) | ir.Select(over=over) if not set(along).isdisjoint(over):
+            return "all steps are reduced"
+        case ir.Scan(axis=axis) if axis in along:
+            return "steps are scanned"
+        case _:
+            return ""
+
+
 class Versions:
     """Expressions in terms of states before the step only."""
 

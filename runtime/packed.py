@@ -16,6 +16,7 @@ from torch import Tensor
 from ..compiler import errors as compiler_errors
 from ..compiler import ir
 from ..compiler.algebra import substitute, where
+from ..compiler.recurrence import mixes_steps
 from ..compiler.scans import scans_as_states
 from ..dsl import typed
 from . import errors
@@ -100,12 +101,8 @@ def _check(base: Kernel, axis: str) -> None:
         match n:
             case ir.Size(axis=a) if a == axis:
                 raise refuse("the length of a sequence matters")
-            case ir.Read(at=at) if axis in dict(at):
-                raise refuse("other steps are read")
-            case ir.Reduce(over=over) | ir.Select(over=over) if axis in over:
-                raise refuse("all steps are reduced")
-            case ir.Scan(axis=a) if a == axis:
-                raise refuse("steps are scanned")
+            case _ if why := mixes_steps(n, [axis]):
+                raise refuse(why)
             case _:
                 pass
 

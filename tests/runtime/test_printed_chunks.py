@@ -80,8 +80,8 @@ def test_what_steps_carry_meets_weights_unrounded() -> None:
     assert single.count("tl.dot(") == 3
 
 
-def test_a_query_meets_a_matrix_state_in_one_product() -> None:
-    made = kernel("gla")
-    problem = pose(made.graph, {}, {}, Usual(feature=64))
-    forward, _ = plans(made, problem)
-    assert "_rest = (" not in text(forward, problem, "float16")
+def test_what_chunks_carry_meets_what_only_one_of_them_has_in_one_product() -> None:
+    made, problem = posed(kernel("gated_delta"))
+    forward, backward = plans(made, problem)
+    for plan in (forward, backward):
+        assert "_rest = (" not in text(plan, problem, "float16")
