@@ -52,16 +52,15 @@ class Unchunkable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """A kernel in chunks of the steps along ``time``: ``step`` numbers those of one of them, ``key`` those that are read, ``chunk`` the
-    chunks."""
+    """A kernel in chunks, numbered along ``chunk``, of the steps along ``time``."""
 
     time: str
-    step: str
     chunk: str
-    key: str
     graph: ir.Graph
     per_feature: bool
     """Whether a decay varies along an axis that a read sums: a pair of steps has no one weight then, and short chunks are better."""
+    has_products: bool
+    """Whether the pairs of steps in two such chunks would have a matrix product: the decay does not vary along all axes of the state."""
     counts: bool
     """Whether steps need their own numbers, which are counted from 0."""
     counts_all: bool
@@ -77,6 +76,22 @@ def find_chunks(graph: ir.Graph, length: int) -> Chunks:
         raise Unchunkable("its states go along several axes")
     ((time,),) = times
     return _Maker(graph, time, length).made()
+
+
+def in_blocks(chunks: Chunks, number: int) -> Chunks:
+    """Chunks as blocks of longer ones, ``number`` in each of them. Raises ``Unchunkable``.
+
+    The states of a kernel in chunks go from chunk to chunk as those of a spec go from step to step, so the same is done with them once
+    more. A pair of steps in different blocks has a matrix product then, where its decay varies along what is summed: one factor decays
+    from the beginning of its block to the read, the other from the write to there, and neither is above 1. (Yang et al., 2023,
+    section 4.3, anchor both in the same place.)
+    """
+    if any(s.along != (chunks.chunk,) for s in chunks.graph.states.values()):
+        raise Unchunkable("what a chunk reads of its states is solved or scanned within it")
+    if not chunks.has_products:
+        raise Unchunkable("decays vary along all axes of the states")
+    made = _Maker(chunks.graph, chunks.chunk, number).made()
+    return replace(made, time=chunks.time, counts=chunks.counts, counts_all=chunks.counts_all)
 
 
 def _renamed(graph: ir.Graph, whole: str, time: str) -> ir.Graph:
@@ -122,7 +137,16 @@ class _Decayed:
 
     log_decay: ir.Node | None
     lost: ir.Node | None
-    added: tuple[Summand, ...]
+    added: tuple[_Written, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A product that a step adds to a state, or subtracts from it, summed over axes that only the product has."""
+
+    sign: int
+    parts: tuple[ir.Node, ...]
+    sums: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +171,12 @@ class _Maker:
     """The axis of all steps, that of a chunk's being ``time``."""
     length: int
     per_feature: bool = False
+    has_products: bool = False
     counts: bool = False
     counts_all: bool = False
     _placed: dict[ir.Node, ir.Node] = field(default_factory=dict)
-    _keyed: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    _others: dict[tuple[str, ...], dict[ir.Node, ir.Node]] = field(default_factory=dict)
+    """Nodes along the second ones of axes."""
     _steps: dict[str, _Decayed] = field(default_factory=dict)
     _corrections: dict[ir.Node, ir.Input] = field(default_factory=dict)
     """What stands for the values that a step reads of states to write something, by the reads."""
@@ -196,10 +222,10 @@ class _Maker:
         names = {self._placed[n]: name for n, name in self.graph.names.items() if n in self._placed}
         for name, step in self._steps.items():
             if step.log_decay is not None:
-                names[self._since(step, self.graph.states[name].reverse, inclusive=True)] = f"decay_{name}"
+                names[self._since(step, self.graph.states[name].reverse, inclusive=True)] = self._unused(f"decay_{name}")
         names |= {node: leaf.name for leaf, node in values.items() if isinstance(leaf, ir.Input)}
         graph = ir.Graph(self.graph.kernel, outputs, states, names)
-        return Chunks(self.whole, self.time, self.chunk, self.key, graph, self.per_feature, self.counts, self.counts_all)
+        return Chunks(self.whole, self.chunk, graph, self.per_feature, self.has_products, self.counts, self.counts_all)
 
     def _depends_on_time(self, x: ir.Node) -> bool:
         nodes = list(ir.topological([x]))
@@ -219,19 +245,35 @@ class _Maker:
             raise Unchunkable(f"what is kept of {name} depends on states")
         if not isinstance(own, ir.StateValue) or own.name != name:
             raise Unchunkable(f"the step of {name} keeps another state")
-        written = [(sign, [self._corrected(n, name) for n in f]) for sign, f in summands if f is not kept[0]]
-        reads = {*self._corrections.values()}
-        if any(sum(not reads.isdisjoint(ir.topological([n])) for n in f) > 1 for _, f in written):
-            raise Unchunkable(f"what {name} takes is a product of what is read of states")
+        written = [self._written(sign, f, name) for sign, f in summands if f is not kept[0]]
         decays = [_kept(f) for f in others if f is not ONE]
         log = self._placed_at(total((1, log) for log, _ in decays))
         lost = _any([ended for _, ended in decays if ended is not None])
-        added = tuple((sign, [self._placed_at(n) for n in f]) for sign, f in written)
+        added = tuple(replace(w, parts=tuple(self._placed_at(n) for n in w.parts)) for w in written)
         return _Decayed(
             None if log is ZERO else ir.pointwise("max", log, ir.const(LEAST_GATE)),
             None if lost is None else self._placed_at(_indicator(lost)),
             added,
         )
+
+    def _written(self, sign: int, parts: list[ir.Node], name: str) -> _Written:
+        """A summand of a step, with inputs of the step in place of what it reads of states. What a block of steps writes is opened, so
+        that nothing as large as a state is made of it."""
+        reads = [self._corrected(f, name) for f in parts]
+        leaves = {*self._corrections.values()}
+        if sum(not leaves.isdisjoint(ir.topological([n])) for n in reads) > 1:
+            raise Unchunkable(f"what {name} takes is a product of what is read of states")
+        opened: list[ir.Node] = []
+        sums: list[str] = []
+        for f in reads:
+            if isinstance(f, ir.Reduce) and set(self.graph.states[name].axes) <= set(f.axes) and all(ir.fixed_extent(a) for a in f.over):
+                if f.where is not None:
+                    raise Unchunkable(f"only some steps of a block write {name}")
+                opened += factors(f.x)
+                sums += f.over
+            else:
+                opened.append(f)
+        return _Written(sign, tuple(opened), tuple(sums))
 
     def _corrected(self, factor: ir.Node, name: str) -> ir.Node:
         """A factor of what a state takes, with an input of the step in place of what it reads of states."""
@@ -252,7 +294,7 @@ class _Maker:
 
     def _unused(self, name: str) -> str:
         """A name with which no name of the spec begins."""
-        taken = {*self.graph.states, *(t.name for t in (*self.graph.kernel.inputs, *self.graph.kernel.outputs))}
+        taken = {*self.graph.states, *self.graph.names.values(), *(t.name for t in (*self.graph.kernel.inputs, *self.graph.kernel.outputs))}
         while any(other.startswith(name) for other in taken):
             name += "_"
         return name
@@ -417,7 +459,7 @@ class _Maker:
         if step.lost is not None:
             kept = where(_is_zero(self._whole(step.lost)), kept, ZERO)
             lasting = _is_zero(self._after(step.lost, s.reverse))
-        written = [(sign, ir.reduce("sum", [self.time], product([*weight, *f]), lasting)) for sign, f in step.added]
+        written = [(w.sign, ir.reduce("sum", [self.time, *w.sums], product([*weight, *w.parts]), lasting)) for w in step.added]
         return replace(s, along=(self.chunk,), updates=(total([(1, kept), *written]),))
 
     # Reads -----------------------------------------------------------------------------------------------------------
@@ -472,8 +514,9 @@ class _Maker:
         step = self._steps[s.name]
         inclusive = value.version == len(s.updates)
         own = step if inclusive else self._decayed(s.name, value.version)
-        for own_sign, f in own.added:
-            yield sign * own_sign, _contracted([*others, *f], over)
+        for w in own.added:
+            beside, summed = self._summed(others, [self._moved(x, w.sums) for x in w.parts], over, w.sums, None)
+            yield sign * w.sign, product([*beside, summed])
         until: ir.Node | None = None
         between: list[ir.Node] = []
         if step.log_decay is not None:
@@ -486,6 +529,7 @@ class _Maker:
                 gates = ir.pointwise("where", self._apart(s.reverse), gates, own.log_decay or ZERO)
             between = [ir.pointwise("exp", gates)]
             self.per_feature |= bool(set(between[0].axes) & set(over))
+            self.has_products |= bool(set(between[0].axes) & set(over)) and not set(s.axes) <= set(between[0].axes)
         alive: ir.Node | None = None
         seen = self._seen(s.reverse, inclusive=False)
         if step.lost is not None:
@@ -495,14 +539,26 @@ class _Maker:
             alive = conjunction([_is_zero(ended), still])
             seen = conjunction([seen, ir.pointwise("eq", ended, self._at_key(lost)), still])
         yield sign, enter(s, [*others, *([] if until is None else [ir.pointwise("exp", until)])], over, alive)
-        for own_sign, f in step.added:
-            keys = [self._at_key(x) for x in f]
-            pair = [*others, *keys, *between]
-            inside = [x for x in pair if set(over) & set(x.axes)]
-            outside = [x for x in pair if x not in inside]
-            weighted = product([_contracted(inside, over), *(x for x in outside if self.key in x.axes)])
-            summed = ir.reduce("sum", [self.key], weighted, seen)
-            yield sign * own_sign, product([*(x for x in outside if self.key not in x.axes), summed])
+        for w in step.added:
+            sums = (self.time, *w.sums)
+            pair = [*between, *(self._moved(x, sums) for x in w.parts)]
+            if w.sums and between:
+                pair = _joined(pair, {*between[0].axes, *(copied(a, 2) for a in sums)})
+            beside, summed = self._summed(others, pair, over, sums, seen)
+            yield sign * w.sign, product([*beside, summed])
+
+    def _summed(
+        self, read: list[ir.Node], written: list[ir.Node], over: tuple[str, ...], sums: tuple[str, ...], seen: ir.Node | None
+    ) -> tuple[list[ir.Node], ir.Node]:
+        """(factors outside, the sum over what was written along the second one of each of ``sums``) of a read of what was written."""
+        second = {copied(a, 2) for a in sums}
+        if not second.isdisjoint(a for x in read for a in x.axes):
+            raise Unchunkable("a step reads along the second one of an axis")
+        parts = [*read, *written]
+        inside = [x for x in parts if set(over) & set(x.axes)]
+        outside = [x for x in parts if x not in inside]
+        weighted = product([_contracted(inside, over), *(x for x in outside if second & set(x.axes))])
+        return [x for x in outside if not second & set(x.axes)], ir.reduce("sum", sorted(second), weighted, seen) if sums else weighted
 
     def _has_states(self, x: ir.Node) -> bool:
         """Whether states of single steps are in an expression."""
@@ -535,29 +591,24 @@ class _Maker:
 
     def _at_key(self, root: ir.Node) -> ir.Node:
         """``root`` of a step that wrote, in place of one that reads."""
-        for n in ir.topological([root]):
-            if n not in self._keyed:
-                self._keyed[n] = self._rename(n)
-        return self._keyed[root]
+        return self._moved(root, (self.time,))
 
-    def _rename(self, n: ir.Node) -> ir.Node:
-        match n:
-            case _ if self.time not in n.axes:
-                return n
-            case ir.Input() | ir.Reduce():
-                return ir.read(n, [(self.time, ir.position(self.key))])
-            case ir.Position(axis=axis) if axis == self.time:
-                return ir.position(self.key)
-            case _:
-                return with_children(n, tuple(self._keyed[c] for c in ir.children(n)))
+    def _moved(self, root: ir.Node, axes: tuple[str, ...]) -> ir.Node:
+        """``root`` along the second one of each of ``axes``."""
+        memo = self._others.setdefault(axes, {})
+        for n in ir.topological([root]):
+            if n not in memo:
+                memo[n] = _move(n, axes, memo)
+        return memo[root]
 
     def _declared(self) -> typed.Kernel:
         kernel = self.graph.kernel
 
         def split(t: typed.Tensor) -> typed.Tensor:
-            if any(self.whole in dim and len(dim) > 1 for dim in t.dims):
+            if any(self.whole in dim and any(ir.fixed_extent(a) is None for a in dim if a != self.whole) for dim in t.dims):
                 raise Unchunkable(f"{self.whole} is part of a dimension")
-            return replace(t, dims=tuple((self.chunk, self.time) if dim == (self.whole,) else dim for dim in t.dims))
+            split = {self.whole: (self.chunk, self.time)}
+            return replace(t, dims=tuple(tuple(b for a in dim for b in split.get(a, (a,))) for dim in t.dims))
 
         length = typed.Literal(frozenset(), "int", kernel.span, self.length)
         axes = [a for a in kernel.axes if a.name != self.whole]
@@ -568,6 +619,27 @@ class _Maker:
         if not any(self.time in t.axes for t in inputs):
             raise Unchunkable(f"no input has the axis {self.whole}")
         return replace(kernel, inputs=inputs, outputs=outputs, axes=tuple(axes))
+
+
+def _move(n: ir.Node, axes: tuple[str, ...], moved: Mapping[ir.Node, ir.Node]) -> ir.Node:
+    """A node along the second one of each of ``axes``, from its children along them."""
+    match n:
+        case _ if not set(axes) & set(n.axes):
+            return n
+        case ir.Position(axis=axis):
+            return ir.position(copied(axis, 2))
+        case ir.Read(at=at) if not set(axes) & {a for a, _ in at}:
+            return with_children(n, tuple(moved[c] for c in ir.children(n)))
+        case ir.Input() | ir.Reduce() | ir.Read():
+            return ir.read(n, [(a, ir.position(copied(a, 2))) for a in axes if a in n.axes])
+        case _:
+            return with_children(n, tuple(moved[c] for c in ir.children(n)))
+
+
+def _joined(parts: list[ir.Node], shape: set[str]) -> list[ir.Node]:
+    """Factors with one exponential in place of those within some axes."""
+    exponents = {x: x.args[0] for x in parts if isinstance(x, ir.Pointwise) and x.op == "exp" and set(x.axes) <= shape}
+    return [*(x for x in parts if x not in exponents), ir.pointwise("exp", total((1, x) for x in exponents.values()))]
 
 
 def _is_zero(count: ir.Node) -> ir.Node:

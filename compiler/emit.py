@@ -14,7 +14,7 @@ from . import algebra, ir
 from .algebra import ZERO, conjunction, conjuncts, factors, product, substitute
 from .emit_sweeps import Pivot, Running, Sweeps
 from .emit_values import Context, Scope, Tiling
-from .fit import crowded, demand
+from .fit import crowded, demand, multiplies
 from .online import Law, find_law
 from .plan import (
     ROUTE,
@@ -35,18 +35,21 @@ from .plan import (
 )
 from .pressure import pressure
 from .structure import scatter_axis
-from .tasks import Group, NotFused, pick_tiled
+from .tasks import Crowded, Group, NotFused, Task, is_few, pick_tiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    from .tasks import Task
 
 
 def build_kernel(context: Context, group: Group, name: str, extra: Group | None = None) -> Kernel:
     """The kernel of a group, with the first tiling whose values a program can hold. Raises ``NotFused`` where a GPU's cannot."""
     kernel = _smallest(context, group, name, extra)
-    if context.registers is None or not crowded(kernel, context.extents):
+    if context.registers is None:
+        return kernel
+    full = crowded(kernel, context.extents)
+    if (full or kernel.rows is None) and extra is None and (crowding := _crowding(context, group)):
+        raise Crowded(crowding)
+    if not full:
         return kernel
     spread = _spread(context, group)
     if spread is not None:
@@ -59,6 +62,23 @@ def build_kernel(context: Context, group: Group, name: str, extra: Group | None 
     if held > context.registers:
         raise NotFused(f"a program of {name} would hold {held} elements at once, and a multiprocessor has {context.registers} registers")
     return kernel
+
+
+def _crowding(context: Context, group: Group) -> list[ir.Reduce]:
+    """The sweeps of a group of which no program could hold tiles of rows, where it could hold those of the others, which are matrix
+    products."""
+    sweeps = group.sweeps
+    if len(sweeps) < 2 or any(s.op != "sum" or set(s.axes) - context.structure.whole != group.kept for s in sweeps):
+        return []
+    held: list[ir.Reduce] = []
+    for s in sweeps:
+        alone = Group([Task(s, s.op, group.kept, [s], [n for t in group.tasks for n in t.needs if n is not s])])
+        own = replace(context, layout={**context.layout, s.op: context.structure.sort(s.axes)})
+        kernel = _smallest(own, alone, s.op, None)
+        if kernel.rows is not None and multiplies(kernel) and not crowded(kernel, context.extents):
+            held.append(s)
+    own_tasks = {t.node for t in group.tasks}
+    return [s for s in sweeps if s not in held and s not in own_tasks] if held else []
 
 
 def _smallest(context: Context, group: Group, name: str, extra: Group | None) -> Kernel:
@@ -135,12 +155,13 @@ class KernelBuilder(Sweeps):
     def _pick_tiles(self) -> dict[frozenset[str], str]:
         """The tiled axis of every loop. An axis that one loop tiles, no other goes through index by index."""
         chosen: dict[frozenset[str], str] = {}
-        for loop in sorted((loop for loop in self.loops if loop), key=len):
+        tiled = [loop for loop in self.loops if not all(is_few(a) for a in loop)]
+        for loop in sorted(tiled, key=len):
             taken = sorted(loop & set(chosen.values()))
             if len(taken) > 1:
                 raise NotFused(f"the sweeps of one row tile {' and '.join(taken)}, which another goes through together")
             chosen[loop] = taken[0] if taken else pick_tiled(loop, self.structure)
-        return {loop: chosen[loop] for loop in self.loops if loop}
+        return {loop: chosen[loop] for loop in tiled}
 
     def _pick_rows(self, kept: frozenset[str]) -> str | None:
         """The kept axis to tile: one that some operand of the sweeps lacks, so that its tile is used again and again."""
@@ -161,7 +182,8 @@ class KernelBuilder(Sweeps):
             if isinstance(n, ir.Input) and a not in n.axes and n.axes and not _is_numbering(n)
         }
         candidates = lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
-        return pick_tiled(candidates, self.structure) if candidates else None
+        rows = pick_tiled(candidates, self.structure) if candidates else None
+        return None if rows is None or is_few(rows) else rows
 
     def _pick_sides(self) -> tuple[str, str] | None:
         """The rows and the columns of results that keep both sides of a matrix product, as the gradients of biases do: a program makes the
@@ -177,6 +199,8 @@ class KernelBuilder(Sweeps):
                 left, right = (set(f.axes) - self.structure.whole for f in factors(n.x))
                 if left - right and right - left and (left ^ right) <= kept and not swept & (left ^ right):
                     sides = pick_tiled(left - right, self.structure), pick_tiled(right - left, self.structure)
+                    if any(is_few(a) for a in sides):
+                        continue
                     rows, columns = sorted(sides, key=lambda a: self.structure.order.get(a, 0))
                     return rows, columns
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from . import algebra, ir, masks
@@ -53,23 +53,34 @@ class Sweeps(Values):
     columns: str | None
     """A kept axis that is tiled as well, where results keep both sides of a matrix product."""
 
-    def _nest(self, scalars: tuple[str, ...], tiled: str | None, running: list[Running]) -> None:
+    def _nest(self, scalars: tuple[str, ...], tiled: str | None, running: list[Running], last: str = "") -> None:
         if not scalars:
             if tiled is not None:
                 self._tile_loops(tiled, running)
             elif self.columns is not None:
                 self._tile(self.columns, running, full=False)
+            else:
+                self._tile(last, running, full=False)
             return
         axis, *rest = scalars
         fixed = self._visible() | {axis}
-        bounds = self._bounds([conjunction(c for c in conjuncts(r.condition) if set(c.axes) <= fixed) for r in running], axis)
+        tests = [conjunction(c for c in conjuncts(r.condition) if set(c.axes) <= fixed) for r in running]
+        bounds = self._bounds(tests, axis)
+        running = [self._without(r, test, bounds, axis) for r, test in zip(running, tests, strict=True)]
         scope = Scope(frozenset([axis]))
         self._prepare([bounds.start, bounds.stop])
         self.scopes.append(scope)
-        self._nest(tuple(rest), tiled, running)
+        self._nest(tuple(rest), tiled, running, axis)
         self.scopes.pop()
         start, stop = self._clip(bounds.start, bounds.stop, axis)
         self.scopes[-1].statements.append(Loop(axis, None, start, stop, tuple(scope.statements), f"every {axis}"))
+
+    def _without(self, r: Running, test: ir.Node, bounds: masks.Range, axis: str) -> Running:
+        """A sum without what the bounds of a loop over ``axis`` say of every index in them."""
+        exact = bounds.solved and (bounds.full_start, bounds.full_stop) == (bounds.start, bounds.stop)
+        if r.pivot is not None or not exact or self._bounds([test], axis) != bounds:  # what a pivot weighs is masked with its score
+            return r
+        return replace(r, condition=conjunction(c for c in conjuncts(r.condition) if c not in conjuncts(test)))
 
     def _visible(self) -> frozenset[str]:
         rows = {a for a in (self.rows, self.columns) if a}
@@ -79,7 +90,7 @@ class Sweeps(Values):
         tiles = frozenset(a for a in (self.rows, self.columns) if a)
         result: masks.Range | None = None
         for c in conditions:
-            solved = masks.solve(c, axis, tiles)
+            solved = masks.solve(c, axis, tiles, self.structure.whole)
             result = solved if result is None or result == solved else masks.hull(result, solved)
         return result if result is not None else masks.EVERYTHING
 

@@ -162,7 +162,7 @@ class Values:
     def _always_full(self, axis: str) -> bool:
         """Whether no tile along an axis goes beyond its extent, in any call."""
         extent = ir.fixed_extent(axis)
-        return extent is not None and axis in self.block and extent % self.block[axis] == 0
+        return extent is not None and extent % self.block.get(axis, 1) == 0
 
     def _always_inside(self, axis: str, at: ir.Node) -> bool:
         """Whether an index is one along another axis of the same extent."""

@@ -18,7 +18,7 @@ from .algebra import conjuncts
 from .plan import Edge, Index, edge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 FLIPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
@@ -175,11 +175,14 @@ def comparison(condition: ir.Node) -> list[ir.Node]:
             return []
 
 
-def solve(condition: ir.Node | None, axis: str, tiles: frozenset[str]) -> Range:
-    """The range of indices of ``axis`` for a tile of the other axes in ``tiles``."""
+def solve(condition: ir.Node | None, axis: str, tiles: frozenset[str], whole: Collection[str] = ()) -> Range:
+    """The range of indices of ``axis`` for a tile of the other axes in ``tiles``, and for all indices of axes that are kept ``whole``."""
     result = EVERYTHING
     for part in conjuncts(condition):
-        result = _intersect(result, _solve_one(part, axis, tiles - {axis}))
+        found = _solve_one(part, axis, tiles - {axis})
+        bounds = (found.start, found.stop, found.full_start, found.full_stop)
+        varies = any(not set(whole).isdisjoint(b.axes) for b in bounds if b is not None)
+        result = _intersect(result, UNKNOWN if varies else found)
     return result
 
 

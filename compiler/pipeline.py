@@ -29,11 +29,11 @@ from .routes import BLOCKS, Router, Routing, find_routings, push_reads
 from .scans import scans_as_states
 from .selections import fold_rows, is_short
 from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table, ordered
-from .tasks import Group, NotFused, Planner, Task, TooWide, group_tasks, merge_sums, nest_sums
+from .tasks import Crowded, Group, NotFused, Planner, Task, TooWide, contract_blocks, group_tasks, merge_sums, nest_sums
 from .verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 T = TypeVar("T")
 
@@ -634,9 +634,10 @@ def plan_rows(
     separate: bool = True,
     in_memory: bool = True,
     chains: bool = False,
+    alone: Collection[ir.Node] = (),
 ) -> list[Kernel]:
     """Nodes (by buffer) -> kernels that sweep rows. ``separate``: sums that another kernel might take along are tasks of their own;
-    ``in_memory``: long tables are to be added to in memory by such a kernel; ``chains``: see ``group_tasks``."""
+    ``in_memory``: long tables are to be added to in memory by such a kernel; ``chains``, ``alone``: see ``group_tasks``."""
     from .owned import pair_owned
 
     lowered = work.lowered
@@ -647,7 +648,7 @@ def plan_rows(
     in_memory = in_memory and owns
     time = work.time
     first = analyse(kernel, forward, outputs, extents, hosts, in_memory=in_memory, time=time)
-    roots = merge_sums(outputs, first)
+    roots = merge_sums(contract_blocks(outputs), first)
     given = forward is not outputs
     structure = analyse(kernel, forward if given else roots, roots, extents, hosts, in_memory=in_memory, time=time)
     roots = expand_lse(roots, structure)
@@ -656,7 +657,7 @@ def plan_rows(
     lowered.by_extent |= structure.by_extent
     _check_whole(lowered, structure)
     buffers = dict(work.buffers)
-    planner = Planner(structure, {n: b.name for n, b in known.items()}, work.temporaries())
+    planner = Planner(structure, {n: b.name for n, b in known.items()}, work.temporaries(), alone)
     for name, node in roots.items():
         planner.add_root(node, name, buffers[name].axes)
     separated = planner.separate() if owns and separate else set()
@@ -667,17 +668,21 @@ def plan_rows(
             if is_table(task.node):  # what one row writes lies together
                 axes = tuple(sorted(axes, key=lambda a: a in structure.whole))
             buffers[task.buffer] = Buffer(task.buffer, axes, _temporary_dtype(lowered, task, structure), "temporary")
-    groups = group_tasks(tasks, structure, chains=chains)
+    groups = group_tasks(tasks, structure, chains=chains, alone=alone)
     stored = {n: b.name for n, b in known.items()} | {t.node: t.buffer for t in tasks if not isinstance(t.node, ir.Input)}
     context = _context(lowered, structure, stored, buffers, work.refinement)
     units: list[tuple[Group, Group | None]] = pair_owned(groups, context) if owns else [(g, None) for g in groups]
     along = {t.node for _, extra in units if extra is not None for t in extra.tasks}
     if separated - along:  # not taken along: they would only be stored and read
-        return plan_rows(work, outputs, known, forward, False, in_memory, chains)
+        return plan_rows(work, outputs, known, forward, False, in_memory, chains, alone)
     if any(is_long_table(s, structure) and s not in along for t in tasks for s in t.sweeps):
-        return plan_rows(work, outputs, known, forward, separate, False, chains)
+        return plan_rows(work, outputs, known, forward, separate, False, chains, alone)
+    try:
+        kernels = _kernels(units, context, work.direction)
+    except Crowded as crowded:
+        return plan_rows(work, outputs, known, forward, separate, in_memory, chains, [*alone, *crowded.sweeps])
     work.buffers.update(buffers)
-    return _kernels(units, context, work.direction)
+    return kernels
 
 
 def expand_lse(roots: dict[str, ir.Node], structure: Structure) -> dict[str, ir.Node]:
@@ -756,7 +761,7 @@ def _context(
         if axis.startswith(ROUTE):
             return usual
         lowered.tiled.add(axis)
-        return block_of(lowered.target.name, usual, extents.get(axis))
+        return min(block_of(lowered.target.name, usual, extents.get(axis)), ir.fixed_extent(axis) or usual)
 
     def few(axis: str) -> bool:
         lowered.small.add(axis)

@@ -650,8 +650,9 @@ def _one_by_one(n: ir.Reduce) -> ir.Node:
     choices = []
     for axis in n.over:
         have = [f for f in parts if axis in f.axes]
-        if 1 < len(have) < len(parts):
-            choices.append((len({a for f in have for a in f.axes}), axis, have))
+        needed = {a for f in have for a in f.axes}
+        if 1 < len(have) < len(parts) and any(needed - {axis} <= set(x.axes) for x in (n, *parts)):  # else it is more than what it saves
+            choices.append((len(needed), axis, have))
     if not choices:
         return n
     _, axis, have = min(choices, key=lambda c: c[:2])

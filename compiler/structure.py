@@ -110,8 +110,12 @@ def analyse(
         if not paired or given in contracted:
             hosts.append(frozenset(given.axes))
     hosts += [frozenset(n.x.axes) for n in nodes if isinstance(n, ir.Read) and ir.children(n.x)]
-    renamed = [frozenset(n.axes) for n in nodes if isinstance(n, ir.Read) and _is_rename(n)]
-    hosts += [axes for axes in renamed if not any({a, b} <= axes for a, b in crossing)]
+    known = {*hosts}
+    for n in nodes:
+        if isinstance(n, ir.Read) and _is_rename(n):
+            again = frozenset(n.x.axes) in known and all(isinstance(e, ir.Position) for _, e in n.at)
+            if again or not any({a, b} <= {*n.axes} for a, b in crossing):
+                hosts.append(frozenset(n.axes))
     found = Structure(hosts, set(), set(), set())
     crossed = {a for pair in crossing for a in pair}
     for n in nodes:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from . import ir
 from .algebra import conjunction, conjuncts, factors, product, reduce_sum, with_children
 from .plan import Edge, Index, Local, Origin
-from .structure import scatter_axis
+from .structure import NARROW, scatter_axis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     import networkx as nx
 
@@ -35,6 +36,14 @@ class NotFused(Exception):
 
 class TooWide(NotFused):
     """An axis would be kept whole in a tile, and is too long for that."""
+
+
+class Crowded(Exception):
+    """A program of a GPU cannot hold tiles of rows of a kernel, but could without some of its ``sweeps``."""
+
+    def __init__(self, sweeps: list[ir.Reduce]) -> None:
+        super().__init__(sweeps)
+        self.sweeps = sweeps
 
 
 @dataclass(slots=True)
@@ -108,6 +117,36 @@ def merge_sums(roots: dict[str, ir.Node], structure: Structure) -> dict[str, ir.
     return {name: memo[n] for name, n in roots.items()}
 
 
+def contract_blocks(roots: dict[str, ir.Node]) -> dict[str, ir.Node]:
+    """Where steps go in blocks, a sum of a product takes the steps of a block first, if not all of its factors need them.
+
+    Before: d_k[c2, r2, d] = sum[c, r](p * q * exp(e)), where e lacks the step r of a block c. After: sum[c](exp(e) * sum[r](p * q)),
+    with a matrix product inside.
+    """
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological(roots.values()):
+        new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+        blocks = isinstance(new, ir.Reduce) and new.op == "sum" and len(new.over) > 1 and any(is_few(a) for a in (*new.axes, *new.over))
+        memo[n] = _contract_block(new) if isinstance(new, ir.Reduce) and blocks else new
+    return {name: memo[n] for name, n in roots.items()}
+
+
+def _contract_block(n: ir.Reduce) -> ir.Node:
+    parts = factors(n.x)
+    tested = {a for c in conjuncts(n.where) for a in c.axes}
+    choices = []
+    for axis in sorted(a for a in n.over if ir.fixed_extent(a) and not is_few(a) and a not in tested):
+        have = [f for f in parts if axis in f.axes]
+        apart = [f for f in parts if not any(set(f.axes) <= set(h.axes) for h in have)]  # nothing that is multiplied to one of them
+        if len(have) > 1 and apart:
+            choices.append((len({a for f in have for a in f.axes}), axis, apart))
+    if not choices:
+        return n
+    _, axis, apart = min(choices, key=lambda c: c[:2])
+    inner = reduce_sum([axis], product(f for f in parts if f not in apart))
+    return reduce_sum(set(n.over) - {axis}, product([*apart, inner]), n.where)
+
+
 def _merge(n: ir.Reduce, structure: Structure) -> ir.Node:
     over, parts = set(n.over), factors(n.x)
     for place, f in enumerate(parts):
@@ -116,12 +155,26 @@ def _merge(n: ir.Reduce, structure: Structure) -> ir.Node:
         others = parts[:place] + parts[place + 1 :]
         if set(f.over) <= structure.features and any(set(o.axes) - set(f.axes) for o in others):
             continue
+        blocks = any(ir.fixed_extent(a) for a in f.axes)
         clash = over & set(f.over) or any(set(f.over) & set(o.axes) for o in (*others, *conjuncts(n.where)))
         full = {*f.axes, *f.over}
-        if not clash and any(full <= set(g.axes) for g in factors(f.x)):
+        if not clash and (any(full <= set(g.axes) for g in factors(f.x)) or (blocks and _is_elementwise(f))):
             merged = reduce_sum(over | set(f.over), product([*others, f.x]), conjunction([n.where, f.where]))
             return _merge(merged, structure) if isinstance(merged, ir.Reduce) else merged
     return n
+
+
+def _is_elementwise(n: ir.Reduce) -> bool:
+    """Whether a sum of a product of several factors is no matrix product: however they are taken together in two, one of the two has all
+    axes, as in sum[b](p[b,i,j] * q[b,i,d] * k[b,j,d])."""
+    parts = factors(n.x)
+    kept = set(n.axes)
+    for size in range(1, len(parts) // 2 + 1):
+        for some in combinations(parts, size):
+            left, right = ({a for f in group for a in f.axes} & kept for group in (some, [f for f in parts if f not in some]))
+            if kept not in (left, right):
+                return False
+    return len(parts) > 2
 
 
 def _nest(n: ir.Reduce, loops: Counter[frozenset[str]], structure: Structure, table: Axes, shares: bool) -> ir.Node:
@@ -168,20 +221,33 @@ def _virtual_operand(n: ir.Reduce, structure: Structure) -> bool:
 
 
 def pick_tiled(axes: Iterable[str], structure: Structure) -> str:
-    """The axis to tile: one whose positions are compared, rather not a later part of a split dimension, the last in memory."""
-    return max(axes, key=lambda a: (a in structure.related, a in structure.pair, a not in structure.minor, structure.order.get(a, 0), a))
+    """The axis to tile: not one of a few indices, one whose positions are compared, rather not a later part of a split dimension, the last
+    in memory."""
+
+    def rank(a: str) -> tuple[bool, bool, bool, bool, int, str]:
+        return not is_few(a), a in structure.related, a in structure.pair, a not in structure.minor, structure.order.get(a, 0), a
+
+    return max(axes, key=rank)
+
+
+def is_few(axis: str) -> bool:
+    """Whether an axis has so few indices in every call that loops take them one by one."""
+    extent = ir.fixed_extent(axis)
+    return extent is not None and extent < NARROW
 
 
 class Planner:
     """Finds the tasks of a set of roots."""
 
-    def __init__(self, structure: Structure, available: dict[ir.Node, str], temporaries: int = 0) -> None:
+    def __init__(self, structure: Structure, available: dict[ir.Node, str], temporaries: int = 0, alone: Collection[ir.Node] = ()) -> None:
         self.structure = structure
         self.available = available
         self.tasks: dict[ir.Node, Task] = {}
         self.spread: list[Task] = []
         """Roots whose value another task with fewer axes has too (a constant gradient)."""
         self.temporaries = temporaries
+        self.alone = alone
+        """Sweeps that have kernels of their own."""
 
     def add_root(self, node: ir.Node, buffer: str, axes: Iterable[str]) -> None:
         kept = frozenset(axes) - self.structure.whole
@@ -267,7 +333,7 @@ class Planner:
         match node:
             case ir.Reduce() if self.structure.is_sweep(node):
                 kept = frozenset(node.axes) - self.structure.whole
-                clash = task.kept & set(node.over)
+                clash = task.kept & set(node.over) or (node in self.alone and node is not task.node)
                 if clash or (kept != task.kept and not (kept < task.kept and _is_plain(node))):
                     self._need(node, task)
                     return
@@ -355,9 +421,9 @@ def _is_plain(node: ir.Reduce) -> bool:
     return not any(isinstance(n, ir.Reduce) for part in (node.x, *conjuncts(node.where)) for n in ir.topological([part]))
 
 
-def group_tasks(tasks: list[Task], structure: Structure, *, chains: bool = False) -> list[Group]:
-    """Kernels in order of launch: tasks with the same kept axes and loops together, as far as dependencies allow. With ``chains``, so are
-    tasks without loops that read one another: their tiles are there."""
+def group_tasks(tasks: list[Task], structure: Structure, *, chains: bool = False, alone: Collection[ir.Node] = ()) -> list[Group]:
+    """Kernels in order of launch: tasks with the same kept axes and loops together, as far as dependencies allow, but for sweeps that are
+    to be ``alone``. With ``chains``, so are tasks without loops that read one another: their tiles are there."""
     import networkx as nx
 
     owner = {task.node: task for task in tasks}
@@ -370,12 +436,12 @@ def group_tasks(tasks: list[Task], structure: Structure, *, chains: bool = False
                 graph.add_edge(number[id(owner[needed])], n)
     order = list(nx.lexicographical_topological_sort(graph))
     groups: list[list[int]] = []
-    keys: list[object] = []
+    keys: list[tuple[object, bool]] = []
     for n in order:
-        key = group_key(tasks[n], structure)
+        key = group_key(tasks[n], structure), tasks[n].node in alone
         place = None
         for g in range(len(groups)):
-            fits = keys[g] == key or any(_nested(tasks[m], tasks[n]) for m in groups[g])
+            fits = keys[g] == key or (keys[g][1] == key[1] and any(_nested(tasks[m], tasks[n]) for m in groups[g]))
             if fits and not any(nx.has_path(graph, m, n) for m in groups[g]):
                 place = g
                 break

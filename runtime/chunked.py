@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..compiler.chunks import Chunks, Unchunkable, find_chunks
+from ..compiler import ir
+from ..compiler.chunks import Chunks, Unchunkable, find_chunks, in_blocks
 from .arguments import Bound, Call
 from .derived import DerivedKernel
 from .flat import FlatKernel, flattened, has_steps_within, posed_flat
@@ -20,11 +21,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ..compiler import ir
     from .kernel import Kernel
     from .problem import Problem
 
-LENGTH, SHORT_LENGTH = 64, 16
+LENGTH, BLOCK = 64, 16
 """Steps of a chunk: a tile of tensor cores' products; where a decay varies along summed features, a pair of steps has a product of its own
 for every one of them, and the pairs of a chunk must be few."""
 FEWEST = 2
@@ -40,16 +40,20 @@ class ChunkedKernel(DerivedKernel):
     chunks: Chunks
 
     def derive(self, base: Kernel) -> tuple[ir.Graph, str]:
-        found = find_chunks(base.graph, LENGTH)
-        self.length = SHORT_LENGTH if found.per_feature else LENGTH
-        self.chunks = find_chunks(base.graph, self.length) if found.per_feature else found
-        return self.chunks.graph, f"chunks of {self.length}"
+        self.length, self.chunks = LENGTH, find_chunks(base.graph, LENGTH)
+        mark = f"chunks of {LENGTH}"
+        if self.chunks.per_feature:
+            found = find_chunks(base.graph, BLOCK)
+            try:
+                self.chunks, mark = in_blocks(found, LENGTH // BLOCK), f"{mark} in blocks of {BLOCK}"
+            except Unchunkable:
+                self.length, self.chunks, mark = BLOCK, found, f"chunks of {BLOCK}"
+        return self.chunks.graph, mark
 
     def extents(self, extents: Mapping[str, int]) -> dict[str, int]:
         """The extents of its axes, from those of a call of the base with a whole number of chunks."""
-        found = self.chunks
-        own = {found.step: self.length, found.key: self.length, found.chunk: extents[found.time] // self.length}
-        return {a: own[a] if a in own else extents[a] for a in self.axis_names}
+        own = {**extents, self.chunks.chunk: extents[self.chunks.time] // self.length}
+        return {a: ir.fixed_extent(a) or own[a] for a in self.axis_names}
 
 
 def chunks_of(kernel: Kernel) -> ChunkedKernel | str:

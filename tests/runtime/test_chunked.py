@@ -16,7 +16,7 @@ import weft
 from tests.evidence.library import OTHERS, REQUIRED, kernel
 from tests.evidence.test_gates import LEVELS, LOGS, gated
 from weft.runtime.check import check_kernel, render
-from weft.runtime.chunked import LENGTH, SHORT_LENGTH, ChunkedKernel, chunks_of
+from weft.runtime.chunked import LENGTH, ChunkedKernel, chunks_of
 from weft.runtime.explain import explain
 from weft.runtime.flat import FlatKernel, flattened, taken
 from weft.runtime.packed import PackedKernel
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 SHIPPED = {
     **dict.fromkeys("linear_attn linear_plain lightning lightning_alibi simple_gla ssd mlstm_sigmoid".split(), LENGTH),
     **dict.fromkeys("delta_rule gated_delta comba iplr".split(), LENGTH),
-    **dict.fromkeys("gla gla_bidirectional hgrn2 rwkv5 rwkv6 gsa selective_scan".split(), SHORT_LENGTH),
-    **dict.fromkeys("kda gdn2 rwkv7".split(), SHORT_LENGTH),
+    **dict.fromkeys("gla gla_bidirectional hgrn2 rwkv5 rwkv6 gsa selective_scan".split(), LENGTH),
+    **dict.fromkeys("kda gdn2 rwkv7".split(), LENGTH),
     **dict.fromkeys("hgrn min_gru min_lstm mlgru mlgru_released rg_lru rwkv4 mlstm".split(), LENGTH),
 }
 
