@@ -35,7 +35,7 @@ from .plan import (
 )
 from .pressure import pressure
 from .structure import scatter_axis
-from .tasks import Crowded, Group, NotFused, Task, is_few, pick_tiled
+from .tasks import Crowded, Group, NotFused, Task, is_few, pick_tiled, reached
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,7 +47,7 @@ def build_kernel(context: Context, group: Group, name: str, extra: Group | None 
     if context.registers is None:
         return kernel
     full = crowded(kernel, context.extents)
-    if (full or kernel.rows is None) and extra is None and (crowding := _crowding(context, group)):
+    if (full or kernel.rows is None) and extra is None and (crowding := _crowding(context, group, full)):
         raise Crowded(crowding)
     if not full:
         return kernel
@@ -64,21 +64,23 @@ def build_kernel(context: Context, group: Group, name: str, extra: Group | None 
     return kernel
 
 
-def _crowding(context: Context, group: Group) -> list[ir.Reduce]:
-    """The sweeps of a group of which no program could hold tiles of rows, where it could hold those of the others, which are matrix
-    products."""
+def _crowding(context: Context, group: Group, full: bool) -> list[ir.Reduce]:
+    """The sweeps of a group of which no program could hold tiles of rows (``full``: or a row), where it could hold those of the others,
+    which are matrix products."""
     sweeps = group.sweeps
     if len(sweeps) < 2 or any(s.op != "sum" or set(s.axes) - context.structure.whole != group.kept for s in sweeps):
         return []
     held: list[ir.Reduce] = []
     for s in sweeps:
         alone = Group([Task(s, s.op, group.kept, [s], [n for t in group.tasks for n in t.needs if n is not s])])
-        own = replace(context, layout={**context.layout, s.op: context.structure.sort(s.axes)})
-        kernel = _smallest(own, alone, s.op, None)
-        if kernel.rows is not None and multiplies(kernel) and not crowded(kernel, context.extents):
+        made = replace(context, layout={**context.layout, s.op: context.structure.sort(s.axes)})
+        kernel = _smallest(made, alone, s.op, None)
+        if (full or kernel.rows is not None) and multiplies(kernel) and not crowded(kernel, context.extents):
             held.append(s)
-    own_tasks = {t.node for t in group.tasks}
-    return [s for s in sweeps if s not in held and s not in own_tasks] if held else []
+    if not held or len(held) == len(sweeps):
+        return []
+    own = {t.node for t in group.tasks}
+    return [s for s in sweeps if s not in held and s not in own] or [s for s in held if s not in own]
 
 
 def _smallest(context: Context, group: Group, name: str, extra: Group | None) -> Kernel:
@@ -100,8 +102,7 @@ def _is_numbering(n: ir.Input) -> bool:
 
 def _spread(context: Context, group: Group) -> tuple[Context, Group] | None:
     """A program for every index of the axes that all results have, which tiles would keep whole."""
-    nodes = [n for n in ir.topological(t.node for t in group.tasks) if isinstance(n, ir.Reduce)]
-    summed = {a for n in nodes for a in n.over}
+    summed = {a for t in group.tasks for n in reached(t) if isinstance(n, ir.Reduce) and n not in t.needs for a in n.over}
     axes = context.structure.whole.intersection(*(t.node.axes for t in group.tasks)) - summed
     if not axes:
         return None

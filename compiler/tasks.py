@@ -481,21 +481,21 @@ def _read_stored_sums(groups: list[Group]) -> None:
 
 def _prune(task: Task) -> None:
     """Takes out what a task no longer sweeps or reads, as it reads from memory what that was for."""
-    reached = _reached(task)
-    task.sweeps = [s for s in task.sweeps if s in reached and s not in task.needs]
-    task.needs = [n for n in task.needs if n in reached]
+    found = reached(task)
+    task.sweeps = [s for s in task.sweeps if s in found and s not in task.needs]
+    task.needs = [n for n in task.needs if n in found]
 
 
-def _reached(task: Task) -> set[ir.Node]:
+def reached(task: Task) -> set[ir.Node]:
     """The nodes under a task's, down to those that it reads from memory."""
-    reached = {task.node}
+    found = {task.node}
     stack = [task.node]
     while stack:
         node = stack.pop()
-        new = [c for c in ir.children(node) if c not in reached] if node is task.node or node not in task.needs else []
-        reached.update(new)
+        new = [c for c in ir.children(node) if c not in found] if node is task.node or node not in task.needs else []
+        found.update(new)
         stack += new
-    return reached
+    return found
 
 
 def _nested(a: Task, b: Task) -> bool:

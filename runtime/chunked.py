@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .problem import Problem
 
 LENGTH, BLOCK = 64, 16
-"""Steps of a chunk: a tile of tensor cores' products; where a decay varies along summed features, a pair of steps has a product of its own
-for every one of them, and the pairs of a chunk must be few."""
+"""Steps of a chunk: a tile of tensor cores' products. Where a decay varies along summed features, a pair of steps has a product of its own
+for every one of them, and such pairs must be few: only those of a block, or of a chunk as short as a block, are of this kind."""
 FEWEST = 2
 """Chunks that are worth it: below, the steps of a chunk by themselves are as many."""
 
@@ -37,18 +37,19 @@ class ChunkedKernel(DerivedKernel):
     refusal = Unchunkable
 
     length: int
+    blocks: int
+    """Blocks of steps in a chunk."""
     chunks: Chunks
 
     def derive(self, base: Kernel) -> tuple[ir.Graph, str]:
-        self.length, self.chunks = LENGTH, find_chunks(base.graph, LENGTH)
-        mark = f"chunks of {LENGTH}"
+        self.length, self.blocks, self.chunks = LENGTH, 1, find_chunks(base.graph, LENGTH)
         if self.chunks.per_feature:
             found = find_chunks(base.graph, BLOCK)
             try:
-                self.chunks, mark = in_blocks(found, LENGTH // BLOCK), f"{mark} in blocks of {BLOCK}"
+                self.blocks, self.chunks = LENGTH // BLOCK, in_blocks(found, LENGTH // BLOCK)
             except Unchunkable:
-                self.length, self.chunks, mark = BLOCK, found, f"chunks of {BLOCK}"
-        return self.chunks.graph, mark
+                self.length, self.blocks, self.chunks = BLOCK, 1, found
+        return self.chunks.graph, f"chunks of {self.length} in {self.blocks} blocks"
 
     def extents(self, extents: Mapping[str, int]) -> dict[str, int]:
         """The extents of its axes, from those of a call of the base with a whole number of chunks."""

@@ -105,7 +105,9 @@ def _explain_steps(kernel: Kernel, problem: Problem, target: str, dtype: str) ->
     made = chunks_of(kernel)
     if isinstance(made, str):
         return replace(_explain(kernel, problem, target, dtype), chunks=f"none, every step by itself: {made}")
-    text = f"of {made.length} steps along {made.chunks.time}, from {FEWEST * made.length} steps on; what is left over goes step by step"
+    blocks = f", in blocks of {made.length // made.blocks}" if made.blocks > 1 else ""
+    length = f"of {made.length} steps along {made.chunks.time}{blocks}, from {FEWEST * made.length} steps on"
+    text = f"{length}; what is left over goes step by step"
     posed = posed_in_chunks(kernel, problem)
     if posed is None:
         return replace(_explain(kernel, problem, target, dtype), chunks=text)

@@ -15,8 +15,10 @@ import torch
 import weft
 from tests.evidence.library import OTHERS, REQUIRED, kernel
 from tests.evidence.test_gates import LEVELS, LOGS, gated
+from weft.compiler import ir
+from weft.compiler.chunks import Unchunkable, find_chunks, in_blocks
 from weft.runtime.check import check_kernel, render
-from weft.runtime.chunked import LENGTH, ChunkedKernel, chunks_of
+from weft.runtime.chunked import BLOCK, LENGTH, ChunkedKernel, chunks_of
 from weft.runtime.explain import explain
 from weft.runtime.flat import FlatKernel, flattened, taken
 from weft.runtime.packed import PackedKernel
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 SHIPPED = {
     **dict.fromkeys("linear_attn linear_plain lightning lightning_alibi simple_gla ssd mlstm_sigmoid".split(), LENGTH),
     **dict.fromkeys("delta_rule gated_delta comba iplr".split(), LENGTH),
-    **dict.fromkeys("gla gla_bidirectional hgrn2 rwkv5 rwkv6 gsa selective_scan".split(), LENGTH),
-    **dict.fromkeys("kda gdn2 rwkv7".split(), LENGTH),
+    **dict.fromkeys("gla gla_bidirectional hgrn2 rwkv5 rwkv6 gsa".split(), LENGTH),
+    **dict.fromkeys("kda gdn2 rwkv7 selective_scan".split(), BLOCK),
     **dict.fromkeys("hgrn min_gru min_lstm mlgru mlgru_released rg_lru rwkv4 mlstm".split(), LENGTH),
 }
 
@@ -51,6 +53,9 @@ SPELT = {
     "a decay by the number of the head": "    S <- (1 - 2.0 ** (-5 - h)) * S + k * v\n    o = sum[d](q * S)",
     "a root, a power and a fraction": "    S <- sqrt(sigmoid(g)) ** 2.5 / (1 + exp(-f)) * S + k * v\n    o = sum[d](q * S)",
     "a decay that is never below a fifth": "    S <- (0.2 + 0.8 * sigmoid(f)) * S + k * v\n    o = sum[d](q * S)",
+    "a constant by feature": "    S <- exp(-abs(u)) * S + k * v\n    o = sum[d](q * S)",
+    "by feature, with the number of the step": "    S <- exp(-abs(f)) * S + t * k * v / 64\n    o = sum[d](q * S) / size(t)",
+    "by feature of the values": "    S <- exp(-abs(v)) * S + k * v\n    o = sum[d](q * S)",
     "a constant": "    S <- 0.9 * S + k * v\n    o = sum[d](q * S)",
     "a difference": "    S <- exp(-abs(g)) * S - k * v\n    o = sum[d](q * S) - v",
     "a correction": "    S <- S + k * (v - sum[d](k * S)) / 8\n    o = sum[d](q * S)",
@@ -215,6 +220,34 @@ def test_what_does_not_go_in_chunks_says_why(spelling: str) -> None:
     found = ChunkedKernel.of(weft.loads(HEAD + body + "\n").spec)
     assert isinstance(found, str)
     assert why in found, found
+
+
+@pytest.mark.parametrize("name", ["gla", "gla_bidirectional", "hgrn2", "rwkv5", "rwkv6", "gsa"])
+def test_decays_by_feature_go_in_blocks(name: str) -> None:
+    """States from chunk to chunk only, and steps of blocks that meet those of other blocks."""
+    graph = in_chunks(kernel(name)).graph
+    assert {s.along for s in graph.states.values()} == {("t.chunk.chunk",)}
+    nodes = list(ir.topological([*graph.outputs.values(), *(u for s in graph.states.values() for u in s.updates)]))
+    pairs = [n for n in nodes if isinstance(n, ir.Reduce) and set(n.over) == {"t.chunk.in4.2", f"t.in{BLOCK}.2"}]
+    assert len(pairs) == len(graph.states)
+
+
+NOT_IN_BLOCKS = {
+    "along all axes": ("    S <- exp(-abs(f) - abs(v)) * S + k * v\n    o = sum[d](q * S)", "decays vary along all axes"),
+    "solved": ("    S <- exp(-abs(f)) * S\n    S <- S + k * (v - sum[d](k * S)) / 8\n    o = sum[d](q * S)", "is solved or scanned"),
+    "lost": ("    S <- where(g > 1, 0, exp(-abs(f)) * S) + k * v\n    o = sum[d](q * S)", "only some steps of a block write S"),
+}
+
+
+@pytest.mark.parametrize("spelling", NOT_IN_BLOCKS)
+def test_what_does_not_go_in_blocks_says_why_and_goes_in_shorter_chunks(spelling: str) -> None:
+    body, why = NOT_IN_BLOCKS[spelling]
+    made: Kernel = weft.loads(HEAD + body + "\n").spec
+    with pytest.raises(Unchunkable, match=why):
+        in_blocks(find_chunks(made.graph, BLOCK), LENGTH // BLOCK)
+    chunks = in_chunks(made)
+    assert chunks.length == BLOCK
+    agree(made, chunks, 2 * BLOCK)
 
 
 @pytest.mark.parametrize("name", ["simple_gla", "gla", "mlstm_sigmoid", "hgrn2", "hgrn"])
@@ -433,6 +466,9 @@ def test_explain_tells() -> None:
     made = kernel("simple_gla")
     text = str(explain(made, pose(made.graph, {}, {}, Usual(256, 64, 2, 1)), "sm_90", "float16"))
     assert "chunks    of 64 steps along t, from 128 steps on" in text
+    other = kernel("gla")
+    text = explain(other, pose(other.graph, {}, {}, Usual(256, 64, 2, 1)), "sm_90", "float16").chunks
+    assert text.startswith("of 64 steps along t, in blocks of 16, from 128 steps on")
     other = kernel("gru")
     assert "none, every step by itself" in explain(other, pose(other.graph, {}, {}, Usual(16, 16, 2, 1)), "sm_90", "float16").chunks
     assert not explain(made, pose(made.graph, {}, {}, Usual(256, 64, 2, 1))).chunks
@@ -457,7 +493,7 @@ def check(name, length, chunks):
     agree(made, lambda **given: made(**given, backend="triton"), length)
     assert any(found is not None for found in done) == chunks, name
 
-for name, length in (("simple_gla", 137), ("gla", 37), ("gla_bidirectional", 32), ("rg_lru", 131), ("rwkv4", 128)):
+for name, length in (("simple_gla", 137), ("gla", 133), ("gla_bidirectional", 128), ("rg_lru", 131), ("rwkv4", 128)):
     check(name, length, True)
 report = check_kernel(kernel("simple_gla"), backend="triton", dtypes=("float16",), trials=1)
 assert report.passed, render(report)

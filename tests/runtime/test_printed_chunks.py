@@ -9,7 +9,8 @@ from tests.codegen import sample_plans as samples
 from tests.evidence.library import kernel
 from weft.codegen.print_triton import print_triton
 from weft.compiler import ir
-from weft.compiler.plan import Contract, Load, Loop, Origin, Plan, Store, inner_statements, read_nodes
+from weft.compiler.plan import Compute, Contract, Load, Loop, Origin, Plan, Store, inner_statements, read_nodes
+from weft.compiler.tasks import is_few
 from weft.runtime.chunked import posed_in_chunks
 from weft.runtime.kernel import Kernel
 from weft.runtime.problem import Problem, Usual, pose
@@ -85,3 +86,19 @@ def test_what_chunks_carry_meets_what_only_one_of_them_has_in_one_product() -> N
     forward, backward = plans(made, problem)
     for plan in (forward, backward):
         assert "_rest = (" not in text(plan, problem, "float16")
+
+
+def test_steps_of_different_blocks_meet_in_matrix_products() -> None:
+    """Decays by feature: one program for the steps of a block, and the blocks before it one by one; the pairs within a block apart."""
+    made, problem = posed(kernel("gla"))
+    forward, backward = plans(made, problem)
+    (blocks,) = [k for k in forward.kernels if "t.chunk.in4.2, t.in16.2" in k.note]
+    assert (blocks.rows, blocks.tiled) == ("t.in16", {"t.in16": 16, "t.in16.2": 16})
+    assert sum(isinstance(s, Contract) for s in inner_statements(blocks.body)) == 2  # with the state, and of the weights
+    (loop,) = [s for s in inner_statements(blocks.body) if isinstance(s, Loop) and s.axis == "t.chunk.in4.2"]
+    assert loop.block is None
+    assert not [s for s in inner_statements(loop.body) if isinstance(s, Compute) and s.node.kind == "bool" and "t.in16.2" in s.node.axes]
+    assert all(b.axes.count("t.chunk.in4") == 0 for b in forward.buffers.values() if {"d", "e"} <= set(b.axes))
+    for plan in (forward, backward):
+        assert not any(is_few(a) for k in plan.kernels for a in k.tiled)
+        assert not any(".in4_size" in line or ".in4_origin" in line for line in text(plan, problem, "float16").splitlines())
