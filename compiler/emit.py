@@ -51,10 +51,12 @@ def build_kernel(context: Context, group: Group, name: str, extra: Group | None 
         raise Crowded(crowding)
     if not full:
         return kernel
-    spread = _spread(context, group)
-    if spread is not None:
-        kernel = _smallest(*spread, name, extra)
     held = pressure(kernel, context.extents)
+    for stored in (False, True):
+        spread = _spread(context, group, stored=stored) if not stored or held > context.registers else None
+        if spread is not None:
+            kernel = _smallest(*spread, name, extra)
+            held = pressure(kernel, context.extents)
     if held > context.registers and not group.sweeps:  # a program for every row, whose matrices are all that it holds
         last = context.tilings(demand(group, context.structure, context.stored, context.extents))[-1]
         kernel = KernelBuilder(context, group, name, last, extra).build()
@@ -85,8 +87,9 @@ def _crowding(context: Context, group: Group, full: bool) -> list[ir.Reduce]:
 
 def _smallest(context: Context, group: Group, name: str, extra: Group | None) -> Kernel:
     """The kernel with the first tiling that is not crowded, or else the last one; with a finer one where that is asked for."""
+    steps = any(ir.fixed_extent(a) and not is_few(a) for a in group.kept)
     for tiling in context.tilings(demand(group, context.structure, context.stored, context.extents)):
-        if tiling.rows is None and not group.sweeps:
+        if tiling.rows is None and not group.sweeps and not steps:
             continue
         kernel = KernelBuilder(context, group, name, tiling, extra).build()
         if not crowded(kernel, context.extents):
@@ -100,9 +103,11 @@ def _is_numbering(n: ir.Input) -> bool:
     return n.kind == "int" and (n.axes[0].startswith(ROUTE) or any(ir.fixed_extent(a) for a in n.axes))
 
 
-def _spread(context: Context, group: Group) -> tuple[Context, Group] | None:
-    """A program for every index of the axes that all results have, which tiles would keep whole."""
-    summed = {a for t in group.tasks for n in reached(t) if isinstance(n, ir.Reduce) and n not in t.needs for a in n.over}
+def _spread(context: Context, group: Group, *, stored: bool) -> tuple[Context, Group] | None:
+    """A program for every index of the axes that all results have, which tiles would keep whole, but for those that are summed on the way
+    (``stored``: in this kernel, and not in one that stores what it reads)."""
+    nodes = [n for t in group.tasks for n in (reached(t).difference(t.needs) if stored else ir.topological([t.node]))]
+    summed = {a for n in nodes if isinstance(n, ir.Reduce) for a in n.over}
     axes = context.structure.whole.intersection(*(t.node.axes for t in group.tasks)) - summed
     if not axes:
         return None

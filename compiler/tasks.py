@@ -323,7 +323,7 @@ class Planner:
         if node in seen or isinstance(node, LEAVES):
             return
         seen.add(node)
-        if node in self.available and node is not task.node:
+        if (node in self.available and node is not task.node) or self._is_shared(node, task):
             self._need(node, task)
             return
         made = self.tasks.get(node)
@@ -361,7 +361,9 @@ class Planner:
         if isinstance(node, LEAVES) or node in seen:
             return
         if not loops & set(node.axes):
-            if set(node.axes) <= task.kept | self.structure.whole:
+            if task.node in self.alone and self._contracts(node) and self.structure.storable(node.axes):
+                self._need(node, task)
+            elif set(node.axes) <= task.kept | self.structure.whole:
                 self._walk_row(node, task, seen)
             else:
                 self._need(node, task)
@@ -388,6 +390,26 @@ class Planner:
                     self._walk_loop(c, task, loops, seen)
             case _:
                 raise NotFused(f"{type(node).__name__.lower()} over {', '.join(node.axes)} inside a sweep over {', '.join(sorted(loops))}")
+
+    def _is_shared(self, node: ir.Node, task: Task) -> bool:
+        """Whether every step of a block would make the same matrix product of all steps of the block again."""
+        steps = {a for a in task.kept - set(node.axes) if ir.fixed_extent(a) and not is_few(a)}
+        again = any(ir.fixed_extent(a) for a in self.structure.whole & set(node.axes))
+        return bool(steps) and again and self._contracts(node) and self.structure.storable(node.axes)
+
+    def _contracts(self, node: ir.Node) -> bool:
+        """Whether a task that computes a value, but for sweeps, has a matrix product to make."""
+        stack, seen = [node], {node}
+        while stack:
+            n = stack.pop()
+            if n in self.available or n in self.tasks or (isinstance(n, ir.Reduce) and self.structure.is_sweep(n)):
+                continue
+            if isinstance(n, ir.Reduce) and n.op == "sum" and len(factors(n.x)) > 1:
+                return True
+            below = [c for c in ir.children(n) if c not in seen]
+            stack += below
+            seen.update(below)
+        return False
 
     def _is_contraction(self, node: ir.Node) -> bool:
         """Made by a matrix product of rows, without a sweep: worth reading where another task stores it."""
