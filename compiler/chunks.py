@@ -13,6 +13,9 @@ of the later gates: with G_t - G_t in an exponent, the gradient of a strong gate
 What a step writes may be corrected by what it reads of states, as in S_t = S_{t-1} + k_t (v_t - k_t . S_{t-1}): such reads are unknowns
 of a triangular system within the chunk (``_Maker._solved``).
 
+Where a decay varies along what a read sums, a pair of steps has no one weight, but a product of its own for every feature. Such chunks are
+short, and are the blocks of longer ones: ``in_blocks`` does the same once more, and pairs of steps in different blocks are matrix products.
+
 Only matrix products and C times fewer steps are left, which is what GPUs are made for. The result is a graph as if a spec had said so:
 what is swept, fused and saved, and its backward pass, follow as for any other.
 """

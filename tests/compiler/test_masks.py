@@ -176,3 +176,13 @@ def test_bounds_a_constant_apart_are_compared_at_once() -> None:
     assert masks.int_op("min", a, b) is a
     assert masks.int_op("max", a, b) is b
     assert masks.int_op("max", b, a) is b
+
+
+def test_a_bound_does_not_vary_along_what_a_tile_keeps_whole() -> None:
+    low = ir.pointwise("le", index("j"), index("d"))
+    assert masks.solve(low, "j", frozenset()).stop is not None
+    assert masks.solve(low, "j", frozenset(), {"d"}) == masks.UNKNOWN
+    both = ir.pointwise("and", low, ir.pointwise("le", index("j"), index("i")))
+    found = masks.solve(both, "j", frozenset(), {"d"})
+    assert found.stop == masks.solve(ir.pointwise("le", index("j"), index("i")), "j", frozenset()).stop
+    assert not found.solved

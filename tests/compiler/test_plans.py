@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.evidence.library import REQUIRED, kernel
 from weft.compiler import ir
+from weft.compiler.fit import multiplies
 from weft.compiler.pipeline import Hints, Lowered, Target, lower
 from weft.compiler.plan import Accumulate, Begin, Compute, Contract, Fold, Kernel, Loop, Plan, Statement, inner_statements
 from weft.compiler.tasks import NotFused
 from weft.compiler.verify import verify
+from weft.runtime.problem import Usual, pose
 
 
 def _lowered(name: str, target: str = "c") -> Lowered:
@@ -155,3 +158,15 @@ def test_a_row_statistic_stored_as_its_reciprocal_is_read_where_it_stands_in_a_q
     backward = lower(made.graph, Target("c"), Hints((), tuple(sizes.items()))).backward(frozenset(["v"]))
     sums = [s for k in backward.kernels for s in inner_statements(k.body) if isinstance(s, Fold) and s.op == "sum"]
     assert backward.kernels and not any("j" in s.over or "i" in s.over for s in sums)
+
+
+def test_a_matrix_product_beside_a_sum_that_is_too_large_for_tiles_keeps_its_own() -> None:
+    """The rows of ``multi_lora`` gather matrices of adapters, one row a program; the weights that all rows share do not."""
+    made = kernel("multi_lora")
+    problem = pose(made.graph, {}, {}, Usual(feature=64))
+    plan = made.lowered("sm_90", dtype=torch.float16, extents=problem.extents, params=problem.params).forward
+    assert plan is not None
+    shared, gathered = plan.kernels
+    assert (shared.rows, shared.tiled) == ("t", {"t": 64, "d": 32})
+    assert multiplies(shared)
+    assert gathered.rows is None

@@ -66,3 +66,9 @@ def test_what_is_masked_everywhere_does_not_reach_a_table() -> None:
         tables.append(torch.autograd.grad(deberta(*inputs, pad)[:1].square().sum(), inputs[3:]))
     for a, b in zip(*tables, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_what_a_contraction_sums_may_be_masked_by_what_is_swept() -> None:
+    text = "kernel masked(q[i,d], k[j,d], v[j,e]) -> o[i,e]:\n    o = sum[j](sum[d where j <= d](q * k) * v)\n"
+    torch.manual_seed(0)
+    _check_all_subsets(weft.loads(text).masked, [torch.randn(5, 6), torch.randn(9, 6), torch.randn(9, 7)])
