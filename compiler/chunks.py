@@ -85,9 +85,8 @@ def in_blocks(chunks: Chunks, number: int) -> Chunks:
     """Chunks as blocks of longer ones, ``number`` in each of them. Raises ``Unchunkable``.
 
     The states of a kernel in chunks go from chunk to chunk as those of a spec go from step to step, so the same is done with them once
-    more. A pair of steps in different blocks has a matrix product then, where its decay varies along what is summed: one factor decays
-    from the beginning of its block to the read, the other from the write to there, and neither is above 1. (Yang et al., 2023,
-    section 4.3, anchor both in the same place.)
+    more. Where decays vary along what is summed, the pairs of steps of two blocks have a matrix product then: one factor decays from the
+    beginning of its block to the read, the other from the write to there (Yang et al., 2023, section 4.3), and neither is above 1.
     """
     if any(s.along != (chunks.chunk,) for s in chunks.graph.states.values()):
         raise Unchunkable("what a chunk reads of its states is solved or scanned within it")
@@ -179,7 +178,7 @@ class _Maker:
     counts_all: bool = False
     _placed: dict[ir.Node, ir.Node] = field(default_factory=dict)
     _others: dict[tuple[str, ...], dict[ir.Node, ir.Node]] = field(default_factory=dict)
-    """Nodes along the second ones of axes."""
+    """What was moved to the second ones of axes, by these axes."""
     _steps: dict[str, _Decayed] = field(default_factory=dict)
     _corrections: dict[ir.Node, ir.Input] = field(default_factory=dict)
     """What stands for the values that a step reads of states to write something, by the reads."""
