@@ -395,10 +395,10 @@ class Planner:
         """Whether every step of a block would make the same matrix product of all steps of the block again."""
         steps = {a for a in task.kept - set(node.axes) if ir.fixed_extent(a) and not is_few(a)}
         again = any(ir.fixed_extent(a) for a in self.structure.whole & set(node.axes))
-        return bool(steps) and again and self._contracts(node) and self.structure.storable(node.axes)
+        return node is not task.node and bool(steps) and again and self._contracts(node) and self.structure.storable(node.axes)
 
     def _contracts(self, node: ir.Node) -> bool:
-        """Whether a task that computes a value, but for sweeps, has a matrix product to make."""
+        """Whether a task that computes a value has a matrix product to make besides sweeps."""
         stack, seen = [node], {node}
         while stack:
             n = stack.pop()
