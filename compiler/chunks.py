@@ -265,12 +265,16 @@ class _Maker:
         leaves = {*self._corrections.values()}
         if sum(not leaves.isdisjoint(ir.topological([n])) for n in reads) > 1:
             raise Unchunkable(f"what {name} takes is a product of what is read of states")
+        shape = set(self.graph.states[name].axes)
         opened: list[ir.Node] = []
         sums: list[str] = []
         for f in reads:
-            if isinstance(f, ir.Reduce) and set(self.graph.states[name].axes) <= set(f.axes) and all(ir.fixed_extent(a) for a in f.over):
+            of_block = isinstance(f, ir.Reduce) and f.op == "sum" and all(ir.fixed_extent(a) for a in f.over)
+            if isinstance(f, ir.Reduce) and of_block and shape <= set(f.axes):
                 if f.where is not None:
                     raise Unchunkable(f"only some steps of a block write {name}")
+                if sums:
+                    raise Unchunkable(f"what {name} takes is a product of sums over the steps of a block")
                 opened += factors(f.x)
                 sums += f.over
             else:
@@ -640,8 +644,14 @@ def _move(n: ir.Node, axes: tuple[str, ...], moved: Mapping[ir.Node, ir.Node]) -
 
 def _joined(parts: list[ir.Node], shape: set[str]) -> list[ir.Node]:
     """Factors with one exponential in place of those within some axes."""
-    exponents = {x: x.args[0] for x in parts if isinstance(x, ir.Pointwise) and x.op == "exp" and set(x.axes) <= shape}
-    return [*(x for x in parts if x not in exponents), ir.pointwise("exp", total((1, x) for x in exponents.values()))]
+    others: list[ir.Node] = []
+    exponents: list[ir.Node] = []
+    for x in parts:
+        if isinstance(x, ir.Pointwise) and x.op == "exp" and set(x.axes) <= shape:
+            exponents.append(x.args[0])
+        else:
+            others.append(x)
+    return [*others, ir.pointwise("exp", total((1, x) for x in exponents))]
 
 
 def _is_zero(count: ir.Node) -> ir.Node:

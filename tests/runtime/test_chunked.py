@@ -53,6 +53,9 @@ SPELT = {
     "a decay by the number of the head": "    S <- (1 - 2.0 ** (-5 - h)) * S + k * v\n    o = sum[d](q * S)",
     "a root, a power and a fraction": "    S <- sqrt(sigmoid(g)) ** 2.5 / (1 + exp(-f)) * S + k * v\n    o = sum[d](q * S)",
     "a decay that is never below a fifth": "    S <- (0.2 + 0.8 * sigmoid(f)) * S + k * v\n    o = sum[d](q * S)",
+    "by feature, and what is written twice as an exponential": (
+        "    S <- exp(-abs(f)) * S + exp(f / 8) * exp(f / 8) * k * v\n    o = sum[d](q * S)"
+    ),
     "a constant by feature": "    S <- exp(-abs(u)) * S + k * v\n    o = sum[d](q * S)",
     "by feature, with the number of the step": "    S <- exp(-abs(f)) * S + t * k * v / 64\n    o = sum[d](q * S) / size(t)",
     "by feature of the values": "    S <- exp(-abs(v)) * S + k * v\n    o = sum[d](q * S)",
