@@ -86,7 +86,7 @@ def in_blocks(chunks: Chunks, number: int) -> Chunks:
 
     The states of a kernel in chunks go from chunk to chunk as those of a spec go from step to step, so the same is done with them once
     more. Where decays vary along what is summed, the pairs of steps of two blocks have a matrix product then: one factor decays from the
-    beginning of its block to the read, the other from the write to there (Yang et al., 2023, section 4.3), and neither is above 1.
+    beginning of its block to the read, the other from the write to there (Yang et al., 2023, section 4.3).
     """
     if any(s.along != (chunks.chunk,) for s in chunks.graph.states.values()):
         raise Unchunkable("what a chunk reads of its states is solved or scanned within it")

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 
+TRIED = ".tried"
+"""What a kernel writes, and its name, that is only built to see how large its tiles are. No name of a spec has a point."""
+
+
 def build_kernel(context: Context, group: Group, name: str, extra: Group | None = None) -> Kernel:
     """The kernel of a group, with the first tiling whose values a program can hold. Raises ``NotFused`` where a GPU's cannot."""
     kernel = _smallest(context, group, name, extra)
@@ -74,9 +78,9 @@ def _crowding(context: Context, group: Group, full: bool) -> list[ir.Reduce]:
         return []
     held: list[ir.Reduce] = []
     for s in sweeps:
-        alone = Group([Task(s, s.op, group.kept, [s], [n for t in group.tasks for n in t.needs if n is not s])])
-        made = replace(context, layout={**context.layout, s.op: context.structure.sort(s.axes)})
-        kernel = _smallest(made, alone, s.op, None)
+        alone = Group([Task(s, TRIED, group.kept, [s], [n for t in group.tasks for n in t.needs if n is not s])])
+        made = replace(context, layout={**context.layout, TRIED: context.structure.sort(s.axes)})
+        kernel = _smallest(made, alone, TRIED, None)
         if (full or kernel.rows is not None) and multiplies(kernel) and not crowded(kernel, context.extents):
             held.append(s)
     if not held or len(held) == len(sweeps):
