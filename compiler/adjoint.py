@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import ir
-from .algebra import ZERO, factors, product, substitute, with_children
+from .algebra import ZERO, depends_on, factors, product, substitute, with_children
 from .recurrence import Carver, histories
+from .structure import is_read_copy
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -62,6 +63,10 @@ def adjoint_recurrence(
         back = set(names.values())
         roots = {name: _quiet_inside(node, back) for name, node in roots.items()}
         carries = tuple(ir.Carry(c.name, c.axes, c.start, _quiet_inside(c.next, back)) for c in carries)
+    if any(is_read_copy(a) for n in ir.topological(steps.values()) if isinstance(n, ir.Reduce) for a in n.over):
+        comes = {*adjoints.values(), *cotangents.values()}
+        roots = {name: _quiet_products(node, comes) for name, node in roots.items()}
+        carries = tuple(ir.Carry(c.name, c.axes, c.start, _quiet_products(c.next, comes)) for c in carries)
     used = {
         n.name for node in (*roots.values(), *(c.next for c in carries)) for n in ir.topological([node]) if isinstance(n, ir.StateValue)
     }
@@ -141,6 +146,30 @@ def _quiet_inside(root: ir.Node, back: Collection[str]) -> ir.Node:
                 new = ir.reduce("sum", new.over, quiet, new.where)
         memo[n] = new
     return memo[root]
+
+
+def _quiet_products(root: ir.Node, comes: Collection[ir.Node]) -> ir.Node:
+    """``root`` with 0 for every product to which nothing comes back: what a step reads at other positions does not read all of them."""
+    order = list(ir.topological([root]))
+    back = set(comes)
+    for n in order:
+        if any(c in back for c in ir.children(n)):
+            back.add(n)
+    within = {c for n in order if _is_product(n) for c in ir.children(n) if _is_product(c)}
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in order:
+        new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+        if n in back and _is_product(n) and n not in within:
+            parts = factors(new)
+            coming = [f for f in parts if depends_on(f, comes.__contains__)]
+            if coming and len(coming) < len(parts):
+                new = ir.pointwise("where", ir.pointwise("eq", product(coming), ZERO), ZERO, new)
+        memo[n] = new
+    return memo[root]
+
+
+def _is_product(n: ir.Node) -> bool:
+    return isinstance(n, ir.Pointwise) and n.op in ("mul", "div", "neg")
 
 
 def segment_axis(body: ir.Body) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import ir
 from .algebra import factors, is_const, product
+from .structure import is_read_copy, original
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -159,6 +160,8 @@ def _terms(node: ir.Node, state: str) -> list[Term]:
             return [Term(t.factors, t.over, t.inner, t.renamed | {a for _, e in at for a in e.axes}) for t in _terms(x, state)]
         case ir.Reduce(op="sum", over=over, x=x, where=None):
             return [_contracted(t, frozenset(over)) for t in _terms(x, state)]
+        case ir.Reduce(over=over) if all(is_read_copy(a) for a in over):
+            raise _NotLinear(f"it at other positions along {', '.join(original(a) for a in over)}")
         case ir.Reduce(op=op):
             raise _NotLinear(f"{op} of it over {', '.join(node.over)}")
         case _:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import algebra, ir, masks
 from .algebra import ONE, ZERO, conjunction, conjuncts, factors, product, under
-from .emit_values import IDENTITY, Scope, Values
+from .emit_values import Scope, Values
 from .plan import ONCE, Accumulate, Advance, Begin, Local, Loop, Scatter, edge, index, local, origin
 from .structure import scatter_axis
 
@@ -250,18 +250,11 @@ class Sweeps(Values):
         zero_outside = weight in lhs_parts and all(f is weight or not set(r.over) & set(f.axes) for f in lhs_parts)
         test = condition if (not full or bare) and not zero_outside else None
         if test is not None and test is not algebra.TRUE:
-            identity = (
-                ir.const(IDENTITY[r.op])
-                if r.carried.kind == "real" or r.op not in ("sum", "prod", "any", "all")
-                else self._int_identity(r.op)
-            )
             if lhs.kind == "bool" and r.op == "sum":
                 lhs = ir.pointwise("where", lhs, ir.const(1), ir.const(0))
-            lhs = ir.pointwise("where", test, lhs, identity)
+            lhs = ir.pointwise("where", test, lhs, self._identity(r.op, r.carried.kind))
         elif bare:
-            lhs = ir.pointwise(
-                "where", ir.pointwise("ge", index(axis), ir.const(0)), one, self._int_identity("sum") if one is not ONE else ZERO
-            )
+            lhs = ir.pointwise("where", ir.pointwise("ge", index(axis), ir.const(0)), one, self._identity("sum", one.kind))
         rhs: ir.Node | None = None
         if rhs_parts:
             rhs = product(rhs_parts)

@@ -174,8 +174,7 @@ class Values:
     def _emit_fold(self, node: ir.Reduce) -> None:
         over = tuple(node.over)
         if node.where is not None:
-            identity = ir.const(IDENTITY[node.op]) if node.kind == "real" else self._int_identity(node.op)
-            inner: ir.Node = ir.pointwise("where", node.where, node.x, identity)
+            inner: ir.Node = ir.pointwise("where", node.where, node.x, self._identity(node.op, node.kind))
         else:
             inner = node.x
         if node.op == "sum" and node.where is None:
@@ -233,16 +232,17 @@ class Values:
         return axis in self.structure.whole
 
     @staticmethod
-    def _int_identity(op: str) -> ir.Node:
+    def _identity(op: str, kind: ir.Kind) -> ir.Node:
+        """What changes no reduction of a kind: ints too are larger than -inf."""
         match op:
-            case "sum":
-                return ir.const(0)
-            case "prod":
-                return ir.const(1)
+            case "sum" | "prod" if kind != "real":
+                return ir.const(int(IDENTITY[op]))
             case "any":
                 return algebra.FALSE
-            case _:
+            case "all":
                 return algebra.TRUE
+            case _:
+                return ir.const(IDENTITY[op])
 
 
 def algebra_index(position: ir.Node, axis: str) -> ir.Node:

@@ -21,14 +21,15 @@ from .exchange import exchange_contractions, split_sums
 from .fit import MOST_PRODUCTS, REGISTERS
 from .names import name_nodes
 from .outside import is_library, split_outside
-from .plan import ROUTE, USUAL, Buffer, Dtype, Kernel, Library, Plan, Refinement, divided
+from .plan import ROUTE, USUAL, Buffer, Dtype, Kernel, Library, Plan, Refinement, divided, with_derived
 from .products import dense_mixtures, is_matrix_product, makes_scores
 from .recurrence import make_recurrences
 from .routed import needed_steps, plan_routed, routed_candidates, table_word
 from .routes import BLOCKS, Router, Routing, find_routings, push_reads
 from .scans import scans_as_states
 from .selections import fold_rows, is_short
-from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table, ordered
+from .step_reads import copies_in
+from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table, ordered, original
 from .tasks import Crowded, Group, NotFused, Planner, Task, TooWide, contract_blocks, group_tasks, merge_sums, nest_sums
 from .verify import verify
 
@@ -81,6 +82,8 @@ class Lowered:
     """Axes that the plans tile; a small extent has a small tile."""
     small: set[str] = field(default_factory=set)
     """Axes of which the plans differ where they are short."""
+    copies: dict[str, ir.Node] = field(default_factory=dict)
+    """Axes that steps read states along in the plans only, and their extents: those of axes of the spec."""
     passes: dict[str, object] = field(default_factory=dict)
     """The graph or plan after each named pass, for ``weft show --after``."""
     routings: list[Routing] = field(default_factory=list)
@@ -95,6 +98,10 @@ class Lowered:
     """The conditions of the sums of outputs: what they leave out is not read, while a derivative's 0 may well be multiplied."""
     _births: dict[ir.Node, int] = field(default_factory=dict)
     _backward: dict[frozenset[str], Plan] = field(default_factory=dict)
+
+    def named(self, axes: Iterable[str]) -> set[str]:
+        """Axes by the names that the spec has for them."""
+        return {original(a) if a in self.copies else a for a in axes}
 
     def backward(self, wanted: frozenset[str]) -> Plan:
         """The plan that writes the gradients of exactly these inputs."""
@@ -230,6 +237,9 @@ def _recur(lowered: Lowered, constants: dict[ir.Node, ir.Node]) -> tuple[ir.Grap
     except NotFused as error:
         return given, [str(error)]
     lowered.passes["recur"] = made
+    lowered.copies = copies_in(made)
+    known = dict(lowered.hints.extents)
+    lowered.hints = replace(lowered.hints, extents=tuple(with_derived(known, lowered.copies).items()))
     return ir.Graph(graph.kernel, made, {}, graph.names, graph.spans), []
 
 
@@ -385,7 +395,8 @@ def _plan(
     time = time.union(*(r.tokens | {r.pair} for r in lowered.routings))
     if lowered.in_products:
         time |= {a for a, extent in lowered.hints.extents if extent > WHOLE_LIMIT}
-    work = Work(lowered, direction, _buffers(lowered, known, direction, saved or {}), time=time, refinement=refinement)
+    made = _buffers(lowered, known, direction, saved or {})
+    work = Work(lowered, direction, made, derived=dict(lowered.copies), time=time, refinement=refinement)
     stored: dict[ir.Node, ir.Node] = {n: _stored_as(n, b) for n, b in known.items() if isinstance(n, ir.Result)}
     left = {name: substitute(node, stored) for name, node in outputs.items()}
     plain = {n: b for n, b in known.items() if not isinstance(n, ir.Result)}
@@ -402,7 +413,7 @@ def _plan(
     rest = {name: node for name, node in left.items() if not (isinstance(node, ir.Input) and node.name == name)}
     forward = rest if routed else lowered.fused.outputs
     if rest:
-        basis = forward if len(rest) == len(outputs) and not work.derived else rest
+        basis = forward if len(rest) == len(outputs) and work.derived == lowered.copies else rest
         work.kernels += plan_rows(work, rest, plain, basis, chains=lowered.selects)
     for r in lowered.routings:
         work.derived |= r.derived()
@@ -642,7 +653,8 @@ def plan_rows(
 
     lowered = work.lowered
     kernel = lowered.graph.kernel
-    hosts = [b.axes for b in (*known.values(), *work.buffers.values())] if work.derived else [b.axes for b in known.values()]
+    stepped = work.derived != lowered.copies
+    hosts = [b.axes for b in (*known.values(), *(work.buffers.values() if stepped else ()))]
     extents = dict(lowered.hints.extents)
     owns = lowered.target.backend == "c"
     in_memory = in_memory and owns

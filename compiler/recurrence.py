@@ -16,6 +16,7 @@ from ..dsl import typed
 from . import ir
 from .algebra import ZERO, conjuncts, factors, product, reduce_sum, substitute, where, with_children
 from .online import distribute
+from .step_reads import StepReads
 from .tasks import NotFused
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
         return outputs
     expand = Versions(graph)
     finals = {name: _final_of(graph, name, node) for name, node in outputs.items()}
-    roots = {name: _last_step(graph, name, expand(node)) for name, node in outputs.items() if finals[name] is None}
     needed = _needed(graph, [*outputs.values()])
+    stepped = {name: expand.version(name, len(s.updates)) for name, s in states.items() if name in needed}
+    roots = {name: _last_step(graph, name, expand(node)) for name, node in outputs.items() if finals[name] is None}
     fixed = {a.name for a in graph.kernel.axes if isinstance(a.extent, typed.Literal)}
     roots = {name: _apart(graph, node) for name, node in roots.items()}
     groups: Groups = {}
@@ -43,7 +45,7 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
         if name in needed:
             s = states[name]
             start = None if s.init is None else _apart(graph, expand(s.init))
-            step = _apart(graph, expand.version(name, len(s.updates)))
+            step = _apart(graph, stepped[name])
             groups.setdefault((s.along, s.reverse, 0), []).append(ir.Carry(name, s.axes, start, step))
     ended: dict[str, ir.Node] = {}
     number = count(1)
@@ -219,6 +221,7 @@ class Versions:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
+        self.reads = StepReads(graph)
         self.memo: dict[ir.Node, ir.Node] = {}
 
     def version(self, name: str, number: int) -> ir.Node:
@@ -228,17 +231,19 @@ class Versions:
             return node
         if node not in self.memo:
             before = self.version(name, number - 1)
-            value = self(state.updates[number - 1])
-            self.memo[node] = value if state.where is None else where(self(state.where), value, before)
+            value = self(state.updates[number - 1], self.reads)
+            self.memo[node] = value if state.where is None else where(self(state.where, self.reads), value, before)
         return self.memo[node]
 
-    def __call__(self, root: ir.Node) -> ir.Node:
+    def __call__(self, root: ir.Node, reads: StepReads | None = None) -> ir.Node:
+        """``reads``: of a step, whose reads are at its own positions."""
         for n in ir.topological([root]):
             if n not in self.memo:
                 if isinstance(n, ir.StateValue):
                     self.memo[n] = self.version(n.name, n.version)
                 else:
-                    self.memo[n] = with_children(n, tuple(self.memo[c] for c in ir.children(n)))
+                    new = with_children(n, tuple(self.memo[c] for c in ir.children(n)))
+                    self.memo[n] = new if reads is None else reads(new)
         return self.memo[root]
 
 
@@ -464,6 +469,8 @@ class Carver:
                     self.after.add(n)
                 elif x in self.inside and all(isinstance(e, ir.Position) for _, e in at):
                     self.inside.add(n)
+                elif x in self.inside and self._storable(x):
+                    self.after.add(n)
                 else:
                     raise NotFused("a step reads a state at other positions than its own")
             case ir.Scan(axis=axis) if axis in time:

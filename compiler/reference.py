@@ -309,10 +309,10 @@ class _Evaluation:
                 raise AssertionError(f"not a node of the equation graph: {node!r}")
 
     def _select(self, node: ir.Select, x: Value, k: Value, where: Value | None) -> Value:
-        """A selection, or what it is told to choose; noted where somebody watches."""
+        """A selection, or what it is told to choose; noted where somebody watches. Those of steps have no tensor, and are neither."""
         found = ops.select(node.over, x, k, where, self.setting)
         choices = watched()
-        if choices is None:
+        if choices is None or any(node in g.order for g in self._groups.values()):
             return found
         usual, scores, condition = (None if v is None else ops.expand(v, node.axes, self.setting).detach() for v in (found, x, where))
         taken = choices.given.get(node, usual)

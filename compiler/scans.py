@@ -2,7 +2,7 @@
 
 Before: a = cumsum[t](x). After: a state a <- a + x along t, read at every step. A running log-sum-exp is a sum relative to a running
 maximum, which no gradient passes: the value does not depend on it. A scan of a value that no tensor could hold stays what it is; so
-does an exclusive one, whose last element reaches nothing: a step would let a nan of it into gradients.
+does an exclusive one, whose last element reaches nothing (a step would let a nan of it into gradients), and one within a step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from . import ir
-from .algebra import map_state, where, with_children
+from .algebra import depends_on, map_state, where, with_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,8 +23,9 @@ def scans_as_states(graph: ir.Graph) -> ir.Graph:
     """The graph with a state, or two, for every scan of reals that a tensor of the kernel could hold."""
     shapes = [set(t.axes) for t in (*graph.kernel.inputs, *graph.kernel.outputs)]
     made = _States(graph, shapes)
-    outputs = {name: made(node) for name, node in graph.outputs.items()}
     states = {name: map_state(s, made) for name, s in graph.states.items()}
+    made.steps = frozenset()
+    outputs = {name: made(node) for name, node in graph.outputs.items()}
     if not made.found:
         return graph
     names = {made.memo.get(node, node): name for node, name in graph.names.items()}
@@ -38,6 +39,8 @@ class _States:
         self.shapes = shapes
         self.found: dict[str, ir.State] = {}
         self.memo: dict[ir.Node, ir.Node] = {}
+        self.steps = frozenset(a for s in graph.states.values() for a in s.along)
+        """Axes of steps, in which a scan along another axis is no state; for outputs none."""
 
     def __call__(self, root: ir.Node) -> ir.Node:
         for n in ir.topological([root]):
@@ -48,7 +51,8 @@ class _States:
 
     def _covered(self, n: ir.Scan) -> bool:
         held = any(set(n.axes) <= s for s in self.shapes)
-        return n.op in COVERED and not n.exclusive and n.kind == "real" and n.x.kind == "real" and held
+        within = self.steps and n.axis not in self.steps and depends_on(n, lambda m: isinstance(m, ir.StateValue))
+        return n.op in COVERED and not n.exclusive and n.kind == "real" and n.x.kind == "real" and held and not within
 
     def _running(self, old: ir.Node, n: ir.Scan) -> ir.Node:
         name = self._unused(self.graph.names.get(old, n.op))

@@ -67,10 +67,19 @@ def copied(axis: str, number: int) -> str:
     return f"{axis}.{number}" if number > 1 else axis
 
 
+def read_copy(axis: str, number: int) -> str:
+    """The name of a copy of an axis along which a step reads a state at other positions than its own."""
+    return f"{original(axis)}.read{number}"
+
+
+def is_read_copy(axis: str) -> bool:
+    return axis.rpartition(".")[2].startswith("read") and "." in axis
+
+
 def original(axis: str) -> str:
     """The axis that a copy is one of; any other axis itself."""
     name, dot, number = axis.rpartition(".")
-    return name if dot and number.isdigit() else axis
+    return name if dot and number.removeprefix("read").isdigit() else axis
 
 
 def operand_axes(node: ir.Reduce) -> set[str]:

@@ -17,7 +17,7 @@ import torch
 
 from ..codegen.source import Entry, Module, Specialization
 from ..compiler import ir
-from ..compiler.plan import Buffer, Library
+from ..compiler.plan import Buffer, Library, with_derived
 from .arguments import Number
 from .cache import digest, disk_cache
 from .version import __version__, compiler_digest
@@ -56,6 +56,7 @@ def generate(
     """The source of a plan. ``dtypes`` gives the inputs, outputs, cotangents and gradients theirs, and "input" the promoted one."""
     concrete = tuple((b.name, dtypes.get(b.name) or (dtypes["input"] if b.dtype == "input" else b.dtype)) for b in plan.buffers.values())
     kept = {axis for k in plan.kernels for axis in k.whole}
+    whole = with_derived(whole, plan.derived)
     compiled_in = tuple((name, value) for name, value in params.items() if isinstance(value, int))
     specialization = Specialization(concrete, tuple((a, n) for a, n in whole.items() if a in kept), compiled_in)
     module = _print(target, plan, specialization, kernel)

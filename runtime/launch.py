@@ -21,6 +21,7 @@ from ..codegen.source import Entry
 from ..compiler.choices import current as watched
 from ..compiler.choices import note
 from ..compiler.plan import Buffer, with_derived
+from ..compiler.structure import original
 from .build import BUFFER_DTYPES, Launch, ProgramRecord, load_program
 from .memory import allocate
 
@@ -150,7 +151,7 @@ class Program:
         order = (*self.given, *self.made)
         return (
             [order.index(name) for name in entry.buffers],
-            [self.axes.index(a) for a in entry.origins],
+            [self.axes.index(a if a in self.axes else original(a)) for a in entry.origins],
             [self.params.index(p) for p in entry.params],
         )
 

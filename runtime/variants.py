@@ -152,7 +152,8 @@ def _make(kernel: Kernel, chosen: Chosen, extents: Mapping[str, int]) -> Variant
     else:
         kept = {a for plan in (lowered.forward, _full_backward(lowered)) for k in plan.kernels for a in k.whole}
         tiled = lowered.tiled if chosen.target == "c" else set()
-        dependence = Dependence(tuple(sorted(kept | lowered.by_extent)), tuple(sorted(tiled | lowered.small)))
+        whole, tiles = lowered.named(kept | lowered.by_extent), lowered.named(tiled | lowered.small)
+        dependence = Dependence(tuple(sorted(whole)), tuple(sorted(tiles)))
         made = _record(kernel, chosen, lowered, dependence.of(extents), extents)
     _store(kernel, dependence, "dependence", chosen)
     _store(kernel, made, "variant", chosen, dependence.of(extents))
@@ -329,7 +330,7 @@ class Variant:
             return stored
         lowered = self.lowered()
         plan = lowered.backward(wanted)
-        if {a for k in plan.kernels for a in k.whole} - dict(extents.whole).keys():
+        if lowered.named(a for k in plan.kernels for a in k.whole) - dict(extents.whole).keys():
             return self._backward_record(frozenset(self.record.differentiable))  # of that axis the extent is not compiled in
         dtypes = concrete_dtypes(self.kernel, chosen, lowered)
         made = generate(self.kernel, plan, chosen.target, dtypes, dict(extents.whole), dict(chosen.params))

@@ -6,7 +6,9 @@ import os
 
 import pytest
 
+import weft
 from tests.evidence.library import OTHERS, REQUIRED, kernel
+from tests.runtime.step_reads import STEP_READS
 from weft.runtime.check import check_kernel, render
 
 PART, PARTS = (int(n) for n in os.environ.get("WEFT_TEST_PART", "0/1").split("/"))
@@ -32,4 +34,10 @@ def test_several_sequences(name: str) -> None:
     """Weights that all sequences of a program share: their gradients are sums over them. In half precision, what steps carry is not rounded
     where it meets them."""
     report = check_kernel(kernel(name), backend="triton", dtypes=DTYPES, trials=1, sizes={"b": 3, "t": 4}, strict=True)
+    assert report.passed, render(report)
+
+
+@pytest.mark.parametrize("name", ["ordered", "pairs", "largest", "running maximum"])
+def test_step_reads(name: str) -> None:
+    report = check_kernel(weft.loads(STEP_READS[name]).a, backend="triton", dtypes=DTYPES, trials=1, quick=True, strict=True)
     assert report.passed, render(report)

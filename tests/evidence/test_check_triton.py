@@ -46,6 +46,10 @@ def test_several_sequences() -> None:
     _run(0, "float32,float16", "test_several_sequences")
 
 
+def test_step_reads() -> None:
+    _run(0, "float32", "test_step_reads")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_float32(part: int) -> None:
