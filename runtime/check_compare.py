@@ -23,7 +23,8 @@ error (``check_rounding``). A number by itself may be off by the bound of its ma
 divided by the root of n.
 
 Some numbers have no digits to ask for: the gradient of a softmax over one key is analytically 0 and comes out as rounding
-noise. Where eps times the amplification is ``LOST[dtype]`` of the RMS or more, ``NOISY * eps * amplification`` is the bound.
+noise. Where eps times the amplification is ``LOST[dtype]`` of the RMS or more, ``NOISY * eps * amplification`` is the bound. How terms
+cancel depends on how a formula is arranged: where a gradient is 0 everywhere, the size of a term stands for the amplification.
 
 Infinities and NaN must be where the reference has them. Where it has a number and eager PyTorch has none, as it
 left the range of the dtype on the way, a kernel may have none either; if it has one, it must be right.

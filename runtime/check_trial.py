@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol
@@ -262,7 +262,16 @@ class Trial:
             for quantity, value in self.exact.items():
                 rms, largest = amplification(value, moved[quantity])
                 found[quantity] = judge.Floor(max(rms, found[quantity].rms), max(largest, found[quantity].max))
+        for name, gradient in self.exact.gradients.items():
+            if gradient is not None and not bool(gradient.any()):
+                found[f"d_{name}"] = judge.Floor(self._term, self._term)
         return found
+
+    @cached_property
+    def _term(self) -> float:
+        """How large the terms of a gradient may be that cancel to 0: a cotangent times an output times an input."""
+        given = [self.inputs.tensors[n] for n in self.exact.gradients]
+        return _largest(self.cotangents.values()) * max(1.0, _largest(self.exact.outputs.values())) * max(1.0, _largest(given))
 
     def repeated(self, first: Values) -> list[Failure]:
         """The same call again gives the same bits."""
@@ -395,3 +404,9 @@ def _close(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return torch.allclose(a.double(), b.double(), rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def _largest(tensors: Iterable[Tensor]) -> float:
+    """The largest absolute value among the finite numbers of tensors."""
+    found = [t.detach().double().abs() for t in tensors if t.is_floating_point() and t.numel()]
+    return max((float(x[x.isfinite()].amax()) for x in found if bool(x.isfinite().any())), default=0.0)

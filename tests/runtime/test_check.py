@@ -209,6 +209,27 @@ def test_ints_are_compared_exactly() -> None:
     assert quantities(check(Stand(GATED, shifted))) == {"first"}
 
 
+ONE_KEY = """kernel f(q[b,i,d], k[b,j,d], v[b,j,e]) -> o[b,i,e]:
+    s = abs(sum[d](q * k))
+    w = exp(s - max[j](s))
+    o = sum[j](w * v)
+"""
+
+
+def test_a_gradient_of_terms_that_cancel_may_be_rounding_noise() -> None:
+    """The gradient of the score of one key is 0; how nearly depends on how the terms are arranged."""
+
+    def leaking(size: float) -> Change:
+        def leaks(kernel: Stand, outputs: Outputs, inputs: Outputs) -> Outputs:
+            q = inputs["q"]
+            return {**outputs, "o": outputs["o"] + size * (q - q.detach()).sum(-1, keepdim=True)}
+
+        return leaks
+
+    assert check(Stand(ONE_KEY, leaking(1e-7)), sizes={"j": 1}).passed
+    assert "d_q" in quantities(check(Stand(ONE_KEY, leaking(1e-3)), sizes={"j": 1}))
+
+
 def test_a_sample_must_not_depend_on_its_batch() -> None:
     def mixed(kernel: Stand, outputs: Outputs, inputs: Outputs) -> Outputs:
         return {**outputs, "o": outputs["o"] * (1 + 1e-6 * (outputs["o"].shape[0] > 1))}
