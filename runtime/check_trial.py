@@ -306,7 +306,7 @@ class Trial:
         return next((a for a in axes if self.inputs.extents[a] > 1 and a not in lying), None)
 
     def alone(self, first: Values) -> list[Failure]:
-        """One sample of a batch, called by itself, gives the same bits as within the batch."""
+        """One sample of a batch, called by itself, gives the same bits as within the batch, where it is computed by the same program."""
         inputs, axis = self.inputs, self.sample_axis
         if axis is None:
             return []
@@ -317,9 +317,18 @@ class Trial:
         outputs = {n: _narrowed(o, self.dims[n], axis, last) for n, o in first.outputs.items()}
         gradients = {n: g if g is None else _narrowed(g, self.dims[n], axis, last) for n, g in first.gradients.items()}
         message = f"of sample {axis}={last} alone differs from the one within its batch"
-        return self._same_bits(
+        found = self._same_bits(
             _of_samples(Values(outputs, gradients), self.dims, axis), _of_samples(sample, self.dims, axis), "batch", message
         )
+        return found if found and axis not in self._kept_whole() else []
+
+    def _kept_whole(self) -> set[str]:
+        """The axes that some tile keeps whole: their extents are compiled in, so that another one is another program."""
+        lowered = self.kernel.lowered("c" if self.settings.backend == "c" else "sm_80")
+        if lowered.forward is None:
+            return set()
+        plans = [lowered.forward, *([lowered.backward(frozenset(lowered.differentiable))] if lowered.differentiable else [])]
+        return {a for plan in plans for k in plan.kernels for a in k.whole}
 
     def _same_bits(self, a: Values, b: Values, kind: FailureKind, message: str) -> list[Failure]:
         failures = []

@@ -55,7 +55,7 @@ class Stand:
         self.graph = build(self.typed)
         self.change = change
         self.calls = 0
-        self.status = SimpleNamespace(fused=self.graph if fused else None, reasons=list(reasons))
+        self.status = SimpleNamespace(fused=self.graph if fused else None, forward=None, reasons=list(reasons))
 
     def lowered(self, target: str) -> Any:
         return self.status
