@@ -102,6 +102,13 @@ def _smallest(context: Context, group: Group, name: str, extra: Group | None) ->
     return KernelBuilder(context, group, name, finer[-1], extra).build() if finer else kernel
 
 
+def _most_lacked(axes: set[str], sweeps: Iterable[ir.Reduce], whole: set[str]) -> set[str]:
+    """Of some axes those that the fewest factors of the sweeps have; rather those of weights, which have no whole axes."""
+    parts = [f for s in sweeps for f in factors(s.x)]
+    counts = {a: (sum(a in f.axes for f in parts), all(whole & set(f.axes) for f in parts if a in f.axes)) for a in axes}
+    return {a for a in axes if counts[a] == min(counts.values())}
+
+
 def _is_numbering(n: ir.Input) -> bool:
     """Whether a tensor numbers pairs, or the places of steps, and lacks every other axis for that."""
     return n.kind == "int" and (n.axes[0].startswith(ROUTE) or any(ir.fixed_extent(a) for a in n.axes))
@@ -191,6 +198,8 @@ class KernelBuilder(Sweeps):
             for n in ir.topological([f])
             if isinstance(n, ir.Input) and a not in n.axes and n.axes and not _is_numbering(n)
         }
+        if self.structure.stages:  # what was one kernel's keys is another one's rows: the axis that most operands lack
+            lacking = _most_lacked(lacking & self.structure.pair or lacking, sweeps, self.structure.whole)
         candidates = lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
         rows = pick_tiled(candidates, self.structure) if candidates else None
         return None if rows is None or is_few(rows) else rows

@@ -29,7 +29,7 @@ from .routes import BLOCKS, Router, Routing, find_routings, push_reads
 from .scans import scans_as_states
 from .selections import fold_rows, is_short
 from .step_reads import copies_in
-from .structure import WHOLE_LIMIT, Structure, analyse, is_long_table, is_table, ordered, original
+from .structure import WHOLE_LIMIT, Structure, analyse, find_stages, is_long_table, is_table, ordered, original
 from .tasks import Crowded, Group, NotFused, Planner, Task, TooWide, contract_blocks, group_tasks, merge_sums, nest_sums
 from .verify import verify
 
@@ -88,6 +88,8 @@ class Lowered:
     """The graph or plan after each named pass, for ``weft show --after``."""
     routings: list[Routing] = field(default_factory=list)
     """Which pairs of tokens and experts are computed."""
+    stages: list[frozenset[str]] = field(default_factory=list)
+    """Axes of sums that no tensor of the kernel has and that are stored nevertheless: what one stage of a kernel hands to the next."""
     in_products: bool = False
     """Whether matrix products are stored where tiles of rows could not hold their axes."""
     _known: dict[ir.Node, Buffer] = field(default_factory=dict)
@@ -142,13 +144,36 @@ def _lower(lowered: Lowered) -> None:
             return
         lowered.in_products = False
         _begin_again(lowered)
-    if _plan_graph(lowered, stepped, constants, []) and not stepped.states:
+    too_wide = _plan_graph(lowered, stepped, constants, []) and not stepped.states
+    if not stepped.states and _plan_stages(lowered, stepped, constants, too_wide):
+        return
+    if too_wide:
         reasons = lowered.reasons
         _begin_again(lowered)
         lowered.in_products = True
         _plan_graph(lowered, stepped, constants, [])
         lowered.reasons = reasons if lowered.forward is None else []
     lowered.reasons = [*refused, *lowered.reasons]
+
+
+def _plan_stages(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir.Node], too_wide: bool) -> bool:
+    """Plans a graph with what its stages hand on stored, where tiles would keep positions whole; True if that is done."""
+    stages, positions = find_stages(_canonical(stepped, constants), lowered.graph.kernel)
+    whole = {a for k in lowered.forward.kernels for a in k.whole} if lowered.forward is not None else set()
+    if not stages or not (too_wide or positions & whole):
+        return False
+    reasons = lowered.reasons
+    _begin_again(lowered)
+    lowered.stages = stages
+    _plan_graph(lowered, stepped, constants, [])
+    if lowered.forward is not None:
+        return True
+    lowered.stages = []
+    _begin_again(lowered)
+    if not too_wide:
+        _plan_graph(lowered, stepped, constants, [])
+    lowered.reasons = reasons
+    return False
 
 
 def _begin_again(lowered: Lowered) -> None:
@@ -302,7 +327,7 @@ def _schedule(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     """The forward plan, with what the backward of all inputs will read saved."""
     conditions = [n.where for n in ir.topological(outputs.values()) if isinstance(n, ir.Reduce)]
     lowered.masks = list(dict.fromkeys(c for condition in conditions for c in algebra.conjuncts(condition)))
-    structure = analyse(lowered.graph.kernel, outputs, outputs, dict(lowered.hints.extents))
+    structure = analyse(lowered.graph.kernel, outputs, outputs, dict(lowered.hints.extents), stages=lowered.stages)
     sweeps: list[ir.Node] = [n for n in ir.topological(outputs.values()) if structure.is_sweep(n)]
     layout = {n: structure.sort(n.axes) for n in sweeps}
     for name, node in outputs.items():
@@ -659,13 +684,14 @@ def plan_rows(
     owns = lowered.target.backend == "c"
     in_memory = in_memory and owns
     time = work.time
-    first = analyse(kernel, forward, outputs, extents, hosts, in_memory=in_memory, time=time)
+    look = partial(analyse, in_memory=in_memory, time=time, stages=lowered.stages)
+    first = look(kernel, forward, outputs, extents, hosts)
     roots = merge_sums(contract_blocks(outputs), first)
     given = forward is not outputs
-    structure = analyse(kernel, forward if given else roots, roots, extents, hosts, in_memory=in_memory, time=time)
+    structure = look(kernel, forward if given else roots, roots, extents, hosts)
     roots = expand_lse(roots, structure)
     roots = nest_sums(roots, structure, shares=lowered.target.backend == "c")
-    structure = analyse(kernel, forward if given else roots, roots, extents, [*hosts, *structure.shares], in_memory=in_memory, time=time)
+    structure = look(kernel, forward if given else roots, roots, extents, [*hosts, *structure.shares])
     lowered.by_extent |= structure.by_extent
     _check_whole(lowered, structure)
     buffers = dict(work.buffers)

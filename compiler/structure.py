@@ -39,6 +39,8 @@ class Structure:
     """Declared order of axes, memory order within a tensor."""
     minor: set[str] = field(default_factory=set)
     """Later parts of split dimensions: rather looped over than tiled."""
+    stages: list[Axes] = field(default_factory=list)
+    """Axes of sums that one stage of a kernel hands to the next, and that no tensor of the kernel has."""
     by_extent: set[str] = field(default_factory=set)
     """Axes kept whole, or not, because of their extent."""
     tables: set[str] = field(default_factory=set)
@@ -95,6 +97,7 @@ def analyse(
     *,
     in_memory: bool = False,
     time: Collection[str] = (),
+    stages: Collection[Axes] = (),
 ) -> Structure:
     """The structure of the graph under ``roots``; ``forward``: the canonical outputs, which the roots are or derive from.
 
@@ -113,7 +116,7 @@ def analyse(
         if axes not in added or not any(s <= axes for s in scores):
             outputs.append(axes)
     crossing = _crossing(nodes, outputs)
-    hosts = [*outputs, *(frozenset(h) for h in extra_hosts)]
+    hosts = [*outputs, *(frozenset(h) for h in extra_hosts), *stages]
     for given in inputs:
         paired = any({a, b} <= set(given.axes) for a, b in crossing)
         if not paired or given in contracted:
@@ -125,7 +128,7 @@ def analyse(
             again = frozenset(n.x.axes) in known and all(isinstance(e, ir.Position) for _, e in n.at)
             if again or not any({a, b} <= {*n.axes} for a, b in crossing):
                 hosts.append(frozenset(n.axes))
-    found = Structure(hosts, set(), set(), set())
+    found = Structure(hosts, set(), set(), set(), stages=[*stages])
     crossed = {a for pair in crossing for a in pair}
     for n in nodes:
         if isinstance(n, ir.Reduce) and not found.storable(n.axes) and crossed & set(n.over) and not (n.op == "sum" and n.where is None):
@@ -138,6 +141,31 @@ def analyse(
     swept = {a for n in ir.topological(forward.values()) if isinstance(n, ir.Reduce) for a in n.over}
     _sweep_axes(nodes, found, extents, swept, in_memory=in_memory)
     return found
+
+
+def find_stages(outputs: Mapping[str, ir.Node], kernel: typed.Kernel) -> tuple[list[Axes], set[str]]:
+    """The axes of sums over positions that leave features and that no tensor of the kernel has (keys summed to fewer keys, an attention to
+    keys that are attended to in turn), and these positions. None where another such sum leaves something else."""
+    hosts = [frozenset(t.axes) for t in (*kernel.inputs, *kernel.outputs)]
+    features = ordered(kernel).features
+    positions: set[str] = set()
+    found: dict[Axes, None] = {}
+    for n in ir.topological(outputs.values()):
+        if isinstance(n, ir.Reduce) and n.op == "sum" and set(n.over) - features and not any(set(n.axes) <= h for h in hosts):
+            if set(n.over) & features:
+                return [], set()
+            found[frozenset(n.axes)] = None
+            positions.update(n.over)
+    stages = [axes for axes in found if len(axes & features) == 1]
+    if not all(any(axes <= s for s in stages) for axes in found):
+        return [], set()
+    return stages, {a for a in positions if not _is_innermost(a, kernel)}
+
+
+def _is_innermost(axis: str, kernel: typed.Kernel) -> bool:
+    """Whether a tensor with as many axes as any that has this one ends with it: a feature that weights have elsewhere too."""
+    having = [t.axes for t in kernel.inputs if axis in t.axes]
+    return any(axes[-1] == axis and len(axes) == max(map(len, having)) for axes in having)
 
 
 def ordered(kernel: typed.Kernel) -> Structure:
@@ -228,7 +256,7 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
             fixed = {a for c in conditions for a in c.axes} | set(sweep.over)
             found.pair.update({a for f in parts for a in f.axes} - fixed - found.features - found.whole)
         for f in paired:
-            found.pair.update(set(f.axes) - found.whole)
+            found.pair.update(set(f.axes) - found.whole - (found.features if found.stages and found.storable(f.axes) else set()))
         for c in conditions:
             found.pair.update(set(c.axes) - found.whole)
         found.pair.update(set(sweep.over) - found.whole)

@@ -8,6 +8,7 @@ import pytest
 
 import weft
 from tests.evidence.library import OTHERS, REQUIRED, kernel
+from tests.runtime.stages import STAGES
 from tests.runtime.step_reads import STEP_READS
 from weft.runtime.check import check_kernel, render
 
@@ -40,4 +41,10 @@ def test_several_sequences(name: str) -> None:
 @pytest.mark.parametrize("name", ["ordered", "pairs", "largest", "running maximum"])
 def test_step_reads(name: str) -> None:
     report = check_kernel(weft.loads(STEP_READS[name]).a, backend="triton", dtypes=DTYPES, trials=1, quick=True, strict=True)
+    assert report.passed, render(report)
+
+
+@pytest.mark.parametrize("name", ["two hops", "projected", "induced"])
+def test_stages(name: str) -> None:
+    report = check_kernel(weft.loads(STAGES[name]).a, backend="triton", dtypes=DTYPES, trials=1, quick=True, strict=True)
     assert report.passed, render(report)

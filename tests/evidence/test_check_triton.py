@@ -50,6 +50,10 @@ def test_step_reads() -> None:
     _run(0, "float32", "test_step_reads")
 
 
+def test_stages() -> None:
+    _run(0, "float32", "test_stages")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_float32(part: int) -> None:

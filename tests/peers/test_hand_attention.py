@@ -32,6 +32,21 @@ def test_additive() -> None:
     agree("additive", oracle)
 
 
+def test_agent() -> None:
+    def oracle(q: Tensor, k: Tensor, v: Tensor, a: Tensor, bias_in: Tensor, bias_out: Tensor) -> Tensor:
+        read = (scores(a, k) + bias_in).softmax(-1) @ v
+        return (scores(q, a) + bias_out).softmax(-1) @ read
+
+    agree("agent", oracle)
+
+
+def test_linformer() -> None:
+    def oracle(q: Tensor, k: Tensor, v: Tensor, proj_k: Tensor, proj_v: Tensor) -> Tensor:
+        return scores(q, proj_k @ k).softmax(-1) @ (proj_v @ v)
+
+    agree("linformer", oracle)
+
+
 def test_aft() -> None:
     def oracle(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
         e = torch.exp(causal(w)[None, :, :, None] + k[:, None])
