@@ -65,8 +65,8 @@ def adjoint_recurrence(
         carries = tuple(ir.Carry(c.name, c.axes, c.start, _quiet_inside(c.next, back)) for c in carries)
     if any(is_read_copy(a) for n in ir.topological(steps.values()) if isinstance(n, ir.Reduce) for a in n.over):
         comes = {*adjoints.values(), *cotangents.values()}
-        roots = {name: _quiet_products(node, comes) for name, node in roots.items()}
-        carries = tuple(ir.Carry(c.name, c.axes, c.start, _quiet_products(c.next, comes)) for c in carries)
+        roots = {name: _quiet_products(node, comes, body.along) for name, node in roots.items()}
+        carries = tuple(ir.Carry(c.name, c.axes, c.start, _quiet_products(c.next, comes, body.along)) for c in carries)
     used = {
         n.name for node in (*roots.values(), *(c.next for c in carries)) for n in ir.topological([node]) if isinstance(n, ir.StateValue)
     }
@@ -148,24 +148,33 @@ def _quiet_inside(root: ir.Node, back: Collection[str]) -> ir.Node:
     return memo[root]
 
 
-def _quiet_products(root: ir.Node, comes: Collection[ir.Node]) -> ir.Node:
-    """``root`` with 0 for every product to which nothing comes back: what a step reads at other positions does not read all of them."""
+def _quiet_products(root: ir.Node, comes: Collection[ir.Node], along: Collection[str]) -> ir.Node:
+    """``root`` with 0 for every product to which nothing comes back: what a step reads at other positions does not read all of them. Sums
+    over steps stay the products that they are, of weights' gradients, and so do products with weights."""
     order = list(ir.topological([root]))
     back = set(comes)
     for n in order:
         if any(c in back for c in ir.children(n)):
             back.add(n)
     within = {c for n in order if _is_product(n) for c in ir.children(n) if _is_product(c)}
+    within |= {n.x for n in order if isinstance(n, ir.Reduce) and set(along) & set(n.over)}
     memo: dict[ir.Node, ir.Node] = {}
     for n in order:
         new = with_children(n, tuple(memo[c] for c in ir.children(n)))
         if n in back and _is_product(n) and n not in within:
             parts = factors(new)
             coming = [f for f in parts if depends_on(f, comes.__contains__)]
-            if coming and len(coming) < len(parts):
-                new = ir.pointwise("where", ir.pointwise("eq", product(coming), ZERO), ZERO, new)
+            weights = [f for f in parts if f not in coming and not _is_of_steps(f, along)]
+            if coming and len(coming) + len(weights) < len(parts):
+                own = product(f for f in parts if f not in weights)
+                new = product([ir.pointwise("where", ir.pointwise("eq", product(coming), ZERO), ZERO, own), *weights])
         memo[n] = new
     return memo[root]
+
+
+def _is_of_steps(x: ir.Node, along: Collection[str]) -> bool:
+    """Whether steps differ in a value."""
+    return bool(set(along) & set(x.axes)) or depends_on(x, lambda n: isinstance(n, ir.StateValue))
 
 
 def _is_product(n: ir.Node) -> bool:

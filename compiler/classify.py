@@ -161,7 +161,7 @@ def _terms(node: ir.Node, state: str) -> list[Term]:
         case ir.Reduce(op="sum", over=over, x=x, where=None):
             return [_contracted(t, frozenset(over)) for t in _terms(x, state)]
         case ir.Reduce(over=over) if all(is_read_copy(a) for a in over):
-            raise _NotLinear(f"it at other positions along {', '.join(original(a) for a in over)}")
+            raise _NotLinear(f"a read of it at other positions along {', '.join(original(a) for a in over)}")
         case ir.Reduce(op=op):
             raise _NotLinear(f"{op} of it over {', '.join(node.over)}")
         case _:

@@ -201,6 +201,8 @@ class KernelBuilder(Sweeps):
         if self.structure.stages:  # what was one kernel's keys is another one's rows: the axis that most operands lack
             lacking = _most_lacked(lacking & self.structure.pair or lacking, sweeps, self.structure.whole)
         candidates = lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
+        if candidates and candidates <= self.structure.narrow:  # a few indices fill no tile: rather what a whole factor lacks
+            candidates = {a for a in kept for s in sweeps for f in factors(s.x) if a not in f.axes} - self.structure.narrow or candidates
         rows = pick_tiled(candidates, self.structure) if candidates else None
         return None if rows is None or is_few(rows) else rows
 

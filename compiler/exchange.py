@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import ir
-from .algebra import add, factors, product, reduce_sum, terms, total, with_children
+from .algebra import ZERO, add, factors, is_const, product, reduce_sum, terms, total, where, with_children
 from .online import distribute, splits_terms
 
 if TYPE_CHECKING:
@@ -85,3 +85,44 @@ def _is_known(candidate: ir.Node, known: set[ir.Node]) -> bool:
         case ir.Pointwise(op="where", args=(_, x, _)):
             return _is_known(x, known)
     return bool(sums) and all(s in known for s in sums)
+
+
+def join_choices(root: ir.Node) -> ir.Node:
+    """Sums of which a position chooses one, as one sum of what that position chooses.
+
+    Before: where(g == 0, sum[t](y * a), 0) + where(g == 1, sum[t](y * b), 0), the gradient of weights that are read at several g. After:
+    sum[t](y * where(g == 0, a, where(g == 1, b, 0))), a product for every g instead of all products for every g.
+    """
+    groups: dict[tuple[str, tuple[str, ...], ir.Node | None], list[tuple[ir.Node, ir.Reduce]]] = {}
+    rest: list[tuple[int, ir.Node]] = []
+    for sign, term in terms(root):
+        match term:
+            case ir.Pointwise(op="where", args=(ir.Pointwise(op="eq") as test, ir.Reduce(op="sum") as found, zero)) if sign > 0:
+                axis = _chosen_axis(test)
+                if axis and is_const(zero, 0) and axis not in found.axes and axis not in found.over:
+                    groups.setdefault((axis, found.over, found.where), []).append((test, found))
+                    continue
+        rest.append((sign, term))
+    if all(len(group) == 1 for group in groups.values()):
+        return root
+    for (_, over, condition), group in groups.items():
+        tests = {test for test, _ in group}
+        parts = [factors(found.x) for _, found in group]
+        common = [f for f in parts[0] if all(f in p for p in parts[1:])]
+        if len(group) == 1 or not common or len(tests) < len(group):
+            rest += [(1, where(test, found, ZERO)) for test, found in group]
+            continue
+        chosen: ir.Node = ZERO
+        for (here, _), p in zip(group, parts, strict=True):
+            chosen = ir.pointwise("where", here, product(f for f in p if f not in common), chosen)
+        rest.append((1, reduce_sum(over, product([*common, chosen]), condition)))
+    return total(rest)
+
+
+def _chosen_axis(test: ir.Pointwise) -> str:
+    """The axis of which a test names one position; empty where it is another test. Two such tests of an axis never both hold."""
+    match test.args:
+        case (ir.Const(), ir.Position(axis=axis)) | (ir.Position(axis=axis), ir.Const()):
+            return axis
+        case _:
+            return ""

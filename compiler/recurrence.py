@@ -37,7 +37,8 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
     finals = {name: _final_of(graph, name, node) for name, node in outputs.items()}
     needed = _needed(graph, [*outputs.values()])
     stepped = {name: expand.version(name, len(s.updates)) for name, s in states.items() if name in needed}
-    roots = {name: _last_step(graph, name, expand(node)) for name, node in outputs.items() if finals[name] is None}
+    after = StepReads(graph, _shapes(graph, outputs))
+    roots = {name: _last_step(graph, name, expand(node, after)) for name, node in outputs.items() if finals[name] is None}
     fixed = {a.name for a in graph.kernel.axes if isinstance(a.extent, typed.Literal)}
     roots = {name: _apart(graph, node) for name, node in roots.items()}
     groups: Groups = {}
@@ -236,7 +237,7 @@ class Versions:
         return self.memo[node]
 
     def __call__(self, root: ir.Node, reads: StepReads | None = None) -> ir.Node:
-        """``reads``: of a step, whose reads are at its own positions."""
+        """``reads``: how what depends on a state is read at other positions than the step's own."""
         for n in ir.topological([root]):
             if n not in self.memo:
                 if isinstance(n, ir.StateValue):

@@ -17,7 +17,7 @@ from .algebra import INDEX_NODES, conjunction, read, substitute, where, with_chi
 from .structure import is_read_copy, original, read_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "eq": operator.eq,
@@ -33,25 +33,28 @@ REDUCTIONS = {"cumsum": "sum", "cumprod": "prod", "cummax": "max", "cumlse": "ls
 class StepReads:
     """Rewrites reads of what depends on states. A read of another step, of whichever states, stays one."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, stored: Sequence[Collection[str]] = ()) -> None:
+        self.stored = [set(axes) for axes in stored]
+        """The axes of what may be stored for every step, and is then read as it is."""
         self.along = {a for s in graph.states.values() for a in s.along}
         self.extents = {a.name: ir.const(int(a.extent.value)) for a in graph.kernel.axes if isinstance(a.extent, typed.Literal)}
 
     def __call__(self, node: ir.Node) -> ir.Node:
         """A node whose children have been rewritten already."""
         match node:
-            case ir.Scan(axis=axis, x=x) if axis not in self.along and _is_stateful(x):
+            case ir.Scan(axis=axis, x=x) if axis not in self.along and self._is_made_by_steps(x):
                 return _scanned(node)
-            case ir.Select(over=(axis,), x=x) if axis not in self.along and _is_stateful(x):
+            case ir.Select(over=(axis,), x=x) if axis not in self.along and self._is_made_by_steps(x):
                 return _ranked(node)
+            case ir.Read(x=x, at=at) if not self.along & {a for a, _ in at} and self._is_made_by_steps(x):
+                return node if any(_is_stateful(e) for _, e in at) else self._read(node)
             case _:
-                return self._read(node)
+                return node
 
-    def _read(self, node: ir.Node) -> ir.Node:
-        if not isinstance(node, ir.Read) or not _is_stateful(node.x) or self.along & {a for a, _ in node.at}:
-            return node
-        if any(_is_stateful(e) for _, e in node.at):
-            return node
+    def _is_made_by_steps(self, x: ir.Node) -> bool:
+        return _is_stateful(x) and not any(set(x.axes) <= axes for axes in self.stored)
+
+    def _read(self, node: ir.Read) -> ir.Node:
         named = {a: e for a, e in node.at if not e.axes}
         x = self._at(node.x, named) if named else node.x
         if named and not isinstance(node.x, ir.StateValue):  # a sum over positions is 0 outside of itself

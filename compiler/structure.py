@@ -45,6 +45,8 @@ class Structure:
     """Axes kept whole, or not, because of their extent."""
     tables: set[str] = field(default_factory=set)
     """Axes kept whole that are too long for a tile: sums by position along them are added to in memory."""
+    narrow: set[str] = field(default_factory=set)
+    """Axes that a spec declares with few indices."""
     features: set[str] = field(default_factory=set)
     """Axes that lie innermost in every input of several axes that has them, but for narrow ones."""
     shares: list[Axes] = field(default_factory=list)
@@ -205,8 +207,8 @@ def _order(kernel: typed.Kernel, found: Structure) -> None:
     for tensor in (*kernel.inputs, *kernel.outputs):
         for dim in tensor.dims:
             found.minor.update(dim[1:])
-    narrow = {a.name for a in kernel.axes if isinstance(a.extent, typed.Literal) and int(a.extent.value) < NARROW}
-    wide = [[a for a in t.axes if a not in narrow] for t in kernel.inputs if len(t.axes) > 1]
+    found.narrow = {a.name for a in kernel.axes if isinstance(a.extent, typed.Literal) and int(a.extent.value) < NARROW}
+    wide = [[a for a in t.axes if a not in found.narrow] for t in kernel.inputs if len(t.axes) > 1]
     found.features = {axes[-1] for axes in wide if axes} - {a for axes in wide for a in axes[:-1]}
     rank: dict[str, int] = {}
     for tensor in (*kernel.inputs, *kernel.outputs):

@@ -51,6 +51,16 @@ kernel a(x[b,t,n,c], nu[n], theta[n]) -> y[b,t,n]:
     h <- where(c == 0, re * h[c -> 0] - im * h[c -> 1], re * h[c -> 1] + im * h[c -> 0]) + x
     y = h[c -> 0]
 ''',
+    "complex matrix": '''"""Complex states of several features, of which an output reads both parts."""
+
+kernel a(x[b,t,p], dt[b,t], decay[n], turn[n], write[b,t,n,c], read[b,t,n,c]) -> y[b,t,p]:
+    axis c = 2
+    sample dt = softplus(normal()) / 4
+    state S[b,p,n,c] along t
+    angle = dt * turn
+    S <- exp(-dt * softplus(decay)) * (cos(angle) * S + where(c == 0, -sin(angle), sin(angle)) * S[c -> 1 - c]) + dt * x * write
+    y = sum[n](S[c -> 0] * read[c -> 0] - S[c -> 1] * read[c -> 1])
+''',
     "pairs": '''"""Pairs of features turned by angles that the input says."""
 
 kernel a(x[b,t,n], angle[b,t,m], q[b,t,n]) -> y[b,t,n]:

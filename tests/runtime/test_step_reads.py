@@ -24,6 +24,14 @@ def test_gates_of_one_tensor_are_the_products_of_an_lstm() -> None:
     assert "g.read" not in plan
 
 
+def test_the_gradient_of_weights_of_several_gates_is_one_product_for_each() -> None:
+    made = weft.loads(STEP_READS["gates of one tensor"]).a
+    plan = made.lowered("c").backward(frozenset({"w"}))
+    (kernel,) = [k for k in plan.kernels if k.name == "backward_d_w"]
+    assert "g" in kernel.grid and kernel.rows in ("m", "n")
+    assert str(plan).split("kernel backward_d_w")[1].count("sum[t]") == 2  # of full tiles, and of the tail
+
+
 def test_an_lstm_with_gates_of_one_tensor_is_the_one_with_four() -> None:
     torch.manual_seed(0)
     rnn = torch.nn.LSTM(12, 12, batch_first=True, bias=False)
