@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ..dsl import typed
 from . import ir
 from .algebra import INDEX_NODES, conjunction, read, substitute, where, with_children
+from .plan import origin
 from .structure import is_read_copy, original, read_copy
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ REDUCTIONS = {"cumsum": "sum", "cumprod": "prod", "cummax": "max", "cumlse": "ls
 
 
 class StepReads:
-    """Rewrites reads of what depends on states. A read of another step, of whichever states, stays one."""
+    """Rewrites reads of what depends on states. A read of another step, of whichever states, stays one.
+
+    ``stored``: for outputs, the axes of what may be stored for every step, and is then read as it is.
+    """
 
     def __init__(self, graph: ir.Graph, stored: Sequence[Collection[str]] = ()) -> None:
         self.stored = [set(axes) for axes in stored]
-        """The axes of what may be stored for every step, and is then read as it is."""
         self.along = {a for s in graph.states.values() for a in s.along}
         self.extents = {a.name: ir.const(int(a.extent.value)) for a in graph.kernel.axes if isinstance(a.extent, typed.Literal)}
 
@@ -63,9 +66,10 @@ class StepReads:
         return _summed(x, {a: e for a, e in node.at if a not in named})
 
     def _inside(self, axis: str, position: ir.Node) -> list[ir.Node]:
-        """The tests of a position that a spec names; axes of states begin at 0."""
+        """The tests of a position that a spec names. Axes along which steps read begin at 0: calls that say otherwise are refused."""
         size = self.extents.get(axis, ir.size(axis))
-        return [_folded(ir.pointwise("le", ir.const(0), position)), _folded(ir.pointwise("lt", position, size))]
+        index = ir.pointwise("sub", position, origin(axis)) if self.stored else position
+        return [_folded(ir.pointwise("le", ir.const(0), index)), _folded(ir.pointwise("lt", index, size))]
 
     def _at(self, x: ir.Node, named: Mapping[str, ir.Node]) -> ir.Node:
         """A value at positions that have no axes, where all that depends on states is there."""
@@ -166,6 +170,8 @@ def _elsewhere(x: ir.Node, here: ir.Position, other: ir.Position) -> ir.Node:
 
 def copies_in(outputs: Mapping[str, ir.Node]) -> dict[str, ir.Node]:
     """The axes along which steps read states at other positions than their own, and their extents."""
-    bodies = [n.body for n in ir.topological(outputs.values()) if isinstance(n, ir.Recurrence)]
-    steps = ir.topological([*(c.next for b in bodies for c in b.states), *(x for b in bodies for _, x in b.values)])
-    return {a: ir.size(original(a)) for a in sorted({a for n in steps for a in n.axes if is_read_copy(a)})}
+    nodes = list(ir.topological(outputs.values()))
+    bodies = [n.body for n in nodes if isinstance(n, ir.Recurrence)]
+    made = [x for b in bodies for x in (*(c.next for c in b.states), *(x for _, x in b.values), *(x for _, x, _ in b.totals))]
+    found = {a for n in (*nodes, *ir.topological(made)) for a in n.axes if is_read_copy(a)}
+    return {a: ir.size(original(a)) for a in sorted(found)}

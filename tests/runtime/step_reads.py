@@ -91,6 +91,14 @@ kernel a(x[b,t,n], keep[b,n]: bool) -> y[b,t,n]:
     before = cumlse[n, exclusive](y)
     y <- tanh(cumsum[n, reverse, exclusive](y / 9) + cummax[n](where(keep, y, -2)) + where(n == 0, 0, before) / 4 + x)
 ''',
+    "scans of scans": '''"""What a step has scanned it scans again, and reads elsewhere."""
+
+kernel a(x[b,t,n]) -> y[b,t,n]:
+    state y[b,n] along t
+    once = cumsum[n](y / 4)
+    twice = cumsum[n, reverse](once[n -> n - 1] / 4)
+    y <- tanh(twice[n -> size(n) - 1 - n] + x)
+''',
     "largest": '''"""Only the largest of all answers."""
 
 kernel a(x[b,t,n], w[m,n]) -> y[b,t,n]:
