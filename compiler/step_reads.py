@@ -45,17 +45,15 @@ class StepReads:
     def __call__(self, node: ir.Node) -> ir.Node:
         """A node whose children have been rewritten already."""
         match node:
-            case ir.Scan(axis=axis, x=x) if axis not in self.along and self._is_made_by_steps(x):
+            case ir.Scan(axis=axis, x=x) if axis not in self.along and _is_stateful(x):
                 return _scanned(node)
-            case ir.Select(over=(axis,), x=x) if axis not in self.along and self._is_made_by_steps(x):
+            case ir.Select(over=(axis,), x=x) if axis not in self.along and _is_stateful(x):
                 return _ranked(node)
-            case ir.Read(x=x, at=at) if not self.along & {a for a, _ in at} and self._is_made_by_steps(x):
-                return node if any(_is_stateful(e) for _, e in at) else self._read(node)
+            case ir.Read(x=x, at=at) if not self.along & {a for a, _ in at} and _is_stateful(x):
+                kept = any(_is_stateful(e) for _, e in at) or any(set(x.axes) <= axes for axes in self.stored)
+                return node if kept else self._read(node)
             case _:
                 return node
-
-    def _is_made_by_steps(self, x: ir.Node) -> bool:
-        return _is_stateful(x) and not any(set(x.axes) <= axes for axes in self.stored)
 
     def _read(self, node: ir.Read) -> ir.Node:
         named = {a: e for a, e in node.at if not e.axes}

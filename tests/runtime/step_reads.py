@@ -99,6 +99,15 @@ kernel a(x[b,t,n]) -> y[b,t,n]:
     twice = cumsum[n, reverse](once[n -> n - 1] / 4)
     y <- tanh(twice[n -> size(n) - 1 - n] + x)
 ''',
+    "after": '''"""Outputs that scan what steps store, and choose from it."""
+
+kernel a(x[b,t,n], q[b,t,n]) -> y[b,t,n], z[b,t], o[b,t,n]:
+    param k: int = 2
+    state y[b,n] along t
+    y <- y / 2 + x
+    z = sum[n](q * cummax[n](y * q))
+    o = where(topk[n](y, k), y, 0) + cumsum[n, exclusive](y)
+''',
     "largest": '''"""Only the largest of all answers."""
 
 kernel a(x[b,t,n], w[m,n]) -> y[b,t,n]:
