@@ -265,7 +265,8 @@ class Trial:
                 found[quantity] = judge.Floor(max(rms, found[quantity].rms), max(largest, found[quantity].max))
         for name, gradient in self.exact.gradients.items():
             if gradient is not None and not bool(gradient.any()):
-                found[f"d_{name}"] = judge.Floor(self._term, self._term)
+                rms, largest = found[f"d_{name}"]
+                found[f"d_{name}"] = judge.Floor(max(rms, self._term), max(largest, self._term))
         return found
 
     @cached_property

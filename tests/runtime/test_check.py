@@ -239,6 +239,19 @@ def test_a_sample_must_not_depend_on_its_batch() -> None:
     assert kinds(check(Stand(plain, mixed), invariance=True)) == {"batch"}
 
 
+def test_another_program_may_round_otherwise() -> None:
+    """The extent of an axis that tiles keep whole is compiled in."""
+
+    def mixed(kernel: Stand, outputs: Outputs, inputs: Outputs) -> Outputs:
+        return {**outputs, "o": outputs["o"] * (1 + 1e-6 * (outputs["o"].shape[0] > 1))}
+
+    stand = Stand("kernel f(x[b,h,i], y[b,h,i]) -> o[b,h,i]:\n    o = x * y + 1\n", mixed)
+    for axes, found in ((("h", "i"), {"batch"}), (("b", "h"), set())):
+        stand.status.forward = SimpleNamespace(kernels=[SimpleNamespace(whole=axes)])
+        stand.status.differentiable = ()
+        assert kinds(check(stand, invariance=True)) == found
+
+
 def test_samples_that_break_an_assumption_are_a_failure() -> None:
     report = check(Stand("kernel f(g[b,t]) -> o[b,t]:\n    assume g <= 0\n    o = exp(g)\n"))
     assert kinds(report) == {"assume"}
