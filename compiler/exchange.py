@@ -7,6 +7,9 @@ Before: delta[i] = sum[j](p * sum[e](d_o * v)). After: delta[i] = sum[e](d_o * o
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import reduce
+from operator import and_
 from typing import TYPE_CHECKING
 
 from . import ir
@@ -107,15 +110,15 @@ def join_choices(root: ir.Node) -> ir.Node:
         return root
     for (_, over, condition), group in groups.items():
         tests = {test for test, _ in group}
-        parts = [factors(found.x) for _, found in group]
-        common = [f for f in parts[0] if all(f in p for p in parts[1:])]
+        parts = [Counter(factors(found.x)) for _, found in group]
+        common = reduce(and_, parts)  # a square in one of them is not in all
         if len(group) == 1 or not common or len(tests) < len(group):
             rest += [(1, where(test, found, ZERO)) for test, found in group]
             continue
         chosen: ir.Node = ZERO
         for (here, _), p in zip(group, parts, strict=True):
-            chosen = ir.pointwise("where", here, product(f for f in p if f not in common), chosen)
-        rest.append((1, reduce_sum(over, product([*common, chosen]), condition)))
+            chosen = ir.pointwise("where", here, product((p - common).elements()), chosen)
+        rest.append((1, reduce_sum(over, product([*common.elements(), chosen]), condition)))
     return total(rest)
 
 

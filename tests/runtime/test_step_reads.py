@@ -32,6 +32,19 @@ def test_the_gradient_of_weights_of_several_gates_is_one_product_for_each() -> N
     assert str(plan).split("kernel backward_d_w")[1].count("sum[t]") == 2  # of full tiles, and of the tail
 
 
+SQUARES = '''"""Weights at several places: each meets another power of the same value."""
+
+kernel a(x[b,t,n], w[g,n]) -> y[b,t,n]:
+    axis g = 3
+    y = sin(x * x * w[g -> 0]) + cos(x * w[g -> 1]) * x + exp(-x * x) * w[g -> 2] * x
+'''
+
+
+def test_what_gradients_at_several_places_share_counts_as_often_as_each_has_it() -> None:
+    report = check_kernel(weft.loads(SQUARES).a, backend="c", trials=2, quick=True, strict=True)
+    assert report.passed, render(report)
+
+
 def test_an_lstm_with_gates_of_one_tensor_is_the_one_with_four() -> None:
     torch.manual_seed(0)
     rnn = torch.nn.LSTM(12, 12, batch_first=True, bias=False)
