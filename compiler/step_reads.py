@@ -87,6 +87,8 @@ class StepReads:
                 at = [(a, memo[e]) for a, e in n.at]
                 kept = {a: e for a, e in here.items() if a in n.x.axes and a not in dict(n.at)}
                 memo[n] = self(ir.read(self._at(n.x, kept), at))
+            elif isinstance(n, ir.Reduce) and named.keys() & set(n.over):  # which goes through all positions of its own
+                memo[n] = with_children(n, tuple(self._at(c, here) for c in ir.children(n)))
             elif isinstance(n, (ir.Pointwise, ir.Reduce)):
                 memo[n] = with_children(n, tuple(memo[c] for c in ir.children(n)))
             else:

@@ -15,6 +15,15 @@ kernel a(x[b,t,g,n], w[m,g,n]) -> y[b,t,n]:
     c <- gate[g -> 1] * c + gate[g -> 0] * gate[g -> 3]
     y <- gate[g -> 2] * tanh(c)
 ''',
+    "normalised": '''"""Two places are read of what was normalised along one of them."""
+
+kernel a(x[b,t,g,c,n], w[g,c]) -> y[b,t,n]:
+    axis g = 3
+    axis c = 2
+    state y[b,n] along t
+    p = softmax[g](x + y * w)
+    y <- tanh(p[g -> 0, c -> 1] + 2 * p[g -> 2, c -> 0] + p[g -> 1][c -> 1])
+''',
     "beyond the axis": '''"""A read beyond an axis is 0, whatever is read."""
 
 kernel a(x[b,t,g,n], w[m,g,n]) -> y[b,t,n]:
