@@ -33,7 +33,7 @@ def evaluate_call(call: Call) -> list[Tensor]:
         outputs, finals = evaluate(
             graph, call.inputs, bound.params, bound.extents, origin=call.origin, initial=call.initial, return_final=True
         )
-        return [*outputs.values(), *finals.values()]
+        return [*outputs.values(), *(finals[s] for s in call.kernel.states)]
 
 
 def evaluate_outside(call: Call, variant: Variant) -> dict[str, Tensor]:

@@ -8,12 +8,15 @@ import pytest
 
 import weft
 from tests.evidence.library import OTHERS, REQUIRED, kernel
+from tests.interpreter import skip_unused_checks
 from tests.runtime.stages import STAGES
 from tests.runtime.step_reads import STEP_READS
 from weft.runtime.check import check_kernel, render
 
 PART, PARTS = (int(n) for n in os.environ.get("WEFT_TEST_PART", "0/1").split("/"))
 DTYPES = tuple(os.environ.get("WEFT_TEST_DTYPES", "float32").split(","))
+
+skip_unused_checks()
 
 
 @pytest.mark.parametrize("name", REQUIRED[PART::PARTS])

@@ -1,12 +1,18 @@
-"""The shipped kernels, and which of them must be fused."""
+"""The shipped kernels, which of them must be fused, and which tests of them ``make test`` leaves to ``make test-all``."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 import weft
 from weft.runtime.kernel import Kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SPECS = Path(__file__).parents[2] / "specs"
 
@@ -41,3 +47,8 @@ def kernel(name: str) -> Kernel:
     found = getattr(weft.load(SPECS / f"{name}.weft"), name)
     assert isinstance(found, Kernel)
     return found
+
+
+def every(step: int, cases: Iterable[str], first: int = 0) -> list[Any]:
+    """What ``pytest.mark.parametrize`` takes: every so many cases, beginning with the one at ``first``; the others are marked as slow."""
+    return [case if n % step == first else pytest.param(case, marks=pytest.mark.slow) for n, case in enumerate(cases)]

@@ -46,13 +46,6 @@ def _scale(x: Tensor) -> float:
     return float(x.detach().square().mean().sqrt()) + 1e-6
 
 
-@pytest.mark.parametrize("name", RECURRENT)
-def test_fused_whole_in_both_directions_in_bfloat16(name: str) -> None:
-    report = check_kernel(kernel(name), backend="c", dtypes=("bfloat16",), trials=1, quick=True)
-    assert report.passed, render(report)
-    assert report.status == "passed"
-
-
 ILL_CONDITIONED = {"mesa_net": 5}
 """Times the usual tolerance: conjugate gradients amplify rounding. PyTorch's own float32 is off by 1.3e-3 of values and RMS here."""
 
