@@ -184,7 +184,11 @@ class Values:
                 if any(f in self.sparse for f in split[1]):
                     lhs, rhs = rhs, lhs
                 if any(f in self.sparse for f in (*split[0], *split[1])):
-                    lhs, rhs = self._shield(lhs, rhs, ir.pointwise("ne", lhs, ZERO))
+                    kept = ir.pointwise("ne", lhs, ZERO)
+                    if any(a in self.block and a not in lhs.axes for a in rhs.axes):
+                        self._shielded_product(node, lhs, rhs, kept)
+                        return
+                    lhs, rhs = self._shield(lhs, rhs, kept)
                 self._emit(lhs)
                 self._emit(rhs)
                 self._append(node, Contract(node, lhs, rhs, over))
@@ -227,6 +231,23 @@ class Values:
         spoiled = ir.pointwise("and", condition, ir.pointwise("not", sound))
         return ir.pointwise("where", spoiled, ir.const(float("nan")), lhs), ir.pointwise("where", finite, rhs, ZERO)
 
+    def _shielded_product(self, node: ir.Reduce, lhs: ir.Node, rhs: ir.Node, kept: ir.Node) -> None:
+        """The same where both sides have axes of tiles that the other lacks, of which no value has all: a second product counts the
+        elements that are not finite and not masked."""
+        finite = ir.pointwise("eq", ir.pointwise("sub", rhs, rhs), ZERO)
+        pairs = (lhs, ir.pointwise("where", finite, rhs, ZERO)), (_indicator(kept), _indicator(ir.pointwise("not", finite)))
+        total, spoiled = (self._contracted(a, b, tuple(node.over)) for a, b in pairs)
+        found = ir.pointwise("where", ir.pointwise("gt", spoiled, ZERO), ir.const(float("nan")), total)
+        self._emit(found)
+        self._append(node, Rename(node, found, ()))
+
+    def _contracted(self, lhs: ir.Node, rhs: ir.Node, over: tuple[str, ...]) -> ir.Node:
+        node = ir.reduce("sum", over, ir.pointwise("mul", lhs, rhs))
+        for side in (lhs, rhs):
+            self._emit(side)
+        self._append(node, Contract(node, lhs, rhs, over))
+        return node
+
     def _is_kept_in_tile(self, axis: str) -> bool:
         """Whether a tile has all of an axis that matters to one of its programs."""
         return axis in self.structure.whole
@@ -243,6 +264,10 @@ class Values:
                 return algebra.TRUE
             case _:
                 return ir.const(IDENTITY[op])
+
+
+def _indicator(condition: ir.Node) -> ir.Node:
+    return ir.pointwise("where", condition, ONE, ZERO)
 
 
 def algebra_index(position: ir.Node, axis: str) -> ir.Node:

@@ -157,10 +157,10 @@ def _lower(lowered: Lowered) -> None:
 
 
 def _plan_stages(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir.Node], too_wide: bool) -> bool:
-    """Plans a graph with what its stages hand on stored, where tiles would keep positions whole; True if that is done."""
+    """Plans a graph with what its stages hand on stored, where tiles would keep positions whole or be too large; True if that is done."""
     stages, positions = find_stages(_canonical(stepped, constants), lowered.graph.kernel)
-    whole = {a for k in lowered.forward.kernels for a in k.whole} if lowered.forward is not None else set()
-    if not stages or not (too_wide or positions & whole):
+    plan = lowered.forward
+    if not stages or (plan is not None and not any(positions & {*k.whole} for k in plan.kernels)):
         return False
     reasons = lowered.reasons
     _begin_again(lowered)

@@ -95,7 +95,8 @@ def _body(plan: Plan, body: tuple[Statement, ...], depth: int) -> Iterable[str]:
             case Assign(local=carried, node=node):
                 yield f"{pad}{carried.name} <- {text(plan, node)}"
             case Rename(node=node, x=x, renamed=renamed):
-                yield f"{pad}{_name(plan, node)} <- {text(plan, x)} [{', '.join(f'{a} as {b}' for a, b in renamed)}]"
+                names = f" [{', '.join(f'{a} as {b}' for a, b in renamed)}]" if renamed else ""
+                yield f"{pad}{_name(plan, node)} <- {text(plan, x)}{names}"
             case Store(buffer=buffer, node=node, at=at):
                 place = f"[{', '.join(f'{a} = {text(plan, e)}' for a, e in at)}]" if at else ""
                 yield f"{pad}{buffer}{place} <- {text(plan, node)}"

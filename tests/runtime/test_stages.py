@@ -60,6 +60,48 @@ def test_one_program_for_every_length(name: str) -> None:
     assert not positions & {a for k in lengths[0].forward.kernels for a in k.whole}  # type: ignore[union-attr]
 
 
+NYSTROM = """
+kernel a(q[b,h,i,d], k[b,h,j,d], v[b,h,j,e]) -> o[b,h,i,e]:
+    param landmarks: int = 8
+    axis m = landmarks
+    axis n = landmarks
+    mq = mean[i where i * landmarks // size(i) == m](q)
+    mk = mean[j where j * landmarks // size(j) == n](k)
+    near = softmax[n](sum[d](q * mk) / sqrt(size(d)))
+    between = softmax[n](sum[d](mq * mk) / sqrt(size(d)))
+    far = sum[j](softmax[j](sum[d](mq * k) / sqrt(size(d))) * v)
+    o = sum[n](near * sum[m](between * far))
+"""
+
+
+@pytest.mark.parametrize("length", [40, 131, 2048])
+def test_gpus_hold_the_tiles_of_landmarks(length: int) -> None:
+    """Short calls too, whose positions a tile would keep whole."""
+    made = weft.loads(NYSTROM).a
+    problem = pose(made.graph, {}, {}, Usual(length=length, feature=16))
+    lowered = made.lowered("sm_80", dtype=torch.float32, extents=problem.extents, params=problem.params)
+    assert lowered.forward is not None, lowered.reasons
+    lowered.backward(frozenset(lowered.differentiable))
+    assert not lowered.reasons
+
+
+def test_an_element_that_is_not_finite_spoils_what_it_reaches_only() -> None:
+    made = weft.loads(
+        "kernel a(q[m,d], k[n,d], v[n,e], at[i]: int) -> o[i,e]:\n    c = sum[n](sigmoid(sum[d](q * k)) * v)\n    o = c[m -> at]\n"
+    ).a
+    torch.manual_seed(0)
+    q, k, v, at = torch.randn(70, 8), torch.randn(90, 8), torch.randn(90, 8), torch.randint(0, 35, (40,))
+    v[2, 1] = float("nan")  # where the gradient of the sums that nobody reads is 0
+
+    def run(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        found = made(*leaves, at, backend=backend)
+        return [found.detach(), *torch.autograd.grad(found.sin().sum(), leaves)]
+
+    for x, y in zip(run("c", torch.float32), run("reference", torch.float64), strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 def test_two_features_are_no_stage() -> None:
     """Attention between channels: a matrix of features for every head is left to PyTorch, whose products are faster."""
     made = weft.loads(
