@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import algebra, ir
+from .affine import affine
 from .algebra import conjunction, conjuncts, factors, follows, product, reduce_sum, terms, with_children
 from .plan import ROUTE
 from .tasks import NotFused
@@ -72,11 +73,24 @@ class Routing:
         """The most pairs there can be at an index of ``kept``, as a number made of extents."""
         kept = set(kept)
         free = set(self.condition.axes) - kept
-        found = _extent_of(free)
+        found = _extent_of(free - self._settled())
         for part in conjuncts(self.condition):
             if isinstance(part, ir.Select) and not kept & set(part.over) and _is_extent(part.k):
                 most = ir.pointwise("max", ir.pointwise("min", part.k, _extent_of(part.over)), ir.const(0))
                 found = ir.pointwise("min", found, ir.pointwise("mul", most, _extent_of(free - set(part.over))))
+        return found
+
+    def _settled(self) -> set[str]:
+        """The axes of experts along which tokens say where theirs is: ``number[t] % 8 == n``."""
+        found = set()
+        for part in conjuncts(self.condition):
+            match part:
+                case ir.Pointwise(op="eq", args=(a, b)) if a.kind == b.kind == "int":
+                    atoms = [n for n in affine(ir.pointwise("sub", a, b)).terms if self.experts & set(n.axes)]
+                    if len(atoms) == 1 and isinstance(atoms[0], ir.Position):
+                        found.add(atoms[0].axis)
+                case _:
+                    pass
         return found
 
     def derived(self) -> dict[str, ir.Node]:
@@ -135,7 +149,7 @@ def _choosing(n: ir.Reduce) -> list[ir.Node]:
 
 
 def _is_choice(condition: ir.Node) -> bool:
-    return any(isinstance(n, ir.Select) or (isinstance(n, ir.Input) and n.kind == "real") for n in ir.topological([condition]))
+    return any(isinstance(n, ir.Select | ir.Input) for n in ir.topological([condition]))
 
 
 def _weights(x: ir.Node, experts: set[str]) -> list[ir.Node]:
