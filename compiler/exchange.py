@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import reduce
+from math import prod
 from operator import and_
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from .algebra import ZERO, add, factors, is_const, product, reduce_sum, terms, t
 from .online import distribute, splits_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 
 def split_sums(roots: dict[str, ir.Node], stored: Collection[ir.Node] = (), whole: Collection[str] = ()) -> dict[str, ir.Node]:
@@ -32,6 +33,55 @@ def split_sums(roots: dict[str, ir.Node], stored: Collection[ir.Node] = (), whol
         splits = isinstance(new, ir.Reduce) and new.op == "sum" and not set(new.over) <= set(whole) and splits_terms(new, stored)
         memo[n] = distribute(new) if isinstance(new, ir.Reduce) and splits else new
     return {name: memo[n] for name, n in roots.items()}
+
+
+LONGEST_TABLE = 256
+"""Rows of a table with which products are taken for every row, whichever are read."""
+
+
+def read_after_products(roots: dict[str, ir.Node], extents: Mapping[str, int], used: set[str]) -> dict[str, ir.Node]:
+    """Sums of products with what is read from a table, at more positions than the other factors have, are products with the table first.
+
+    Before: sum[d](q * (k + table[r -> at])), where ``at`` has the axes i and j. After: sum[d](q * k) + sum[d](q * table)[r -> at], as
+    Shaw et al. (2018, section 3.3) compute it. ``used`` receives the axes of tables whose extents make it worth while.
+    """
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological(roots.values()):
+        new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+        memo[n] = _read_after(new, extents, used) if isinstance(new, ir.Reduce) and new.op == "sum" and new.where is None else new
+    return {name: memo[n] for name, n in roots.items()}
+
+
+def _read_after(n: ir.Reduce, extents: Mapping[str, int], used: set[str]) -> ir.Node:
+    over = set(n.over)
+    parts = [f for f in factors(n.x) if over & set(f.axes)]
+    outer = [f for f in factors(n.x) if not over & set(f.axes)]
+    for place, part in enumerate(parts):
+        others = parts[:place] + parts[place + 1 :]
+        taken = {a for f in others for a in f.axes}
+        found: list[tuple[int, ir.Node]] = []
+        left: list[tuple[int, ir.Node]] = []
+        for sign, term in terms(part):
+            if others and isinstance(term, ir.Read) and _is_row_of_table(term, over, taken, extents):
+                used.update(a for a, _ in term.at)
+                found.append((sign, ir.read(reduce_sum(over, product([*others, term.x])), list(term.at))))
+            else:
+                left.append((sign, term))
+        if found:
+            rest = reduce_sum(over, product([*others, total(left)])) if left else ZERO
+            return product([*outer, total([*((1, r) for r in [rest] if not is_const(r, 0)), *found])])
+    return n
+
+
+def _is_row_of_table(read: ir.Read, over: set[str], taken: set[str], extents: Mapping[str, int]) -> bool:
+    """Whether a tensor is read at positions that neither the sum nor values decide, and more of them than ``taken`` counts."""
+    moved = {a for a, _ in read.at}
+    places = {a for _, e in read.at for a in e.axes}
+    if not isinstance(read.x, ir.Input) or not over & set(read.x.axes) or over & places or not places - taken or moved & taken:
+        return False
+    if any(isinstance(n, ir.Input) and n.kind == "real" for n in ir.topological(e for _, e in read.at)):
+        return False
+    return prod(extents.get(a, LONGEST_TABLE + 1) for a in moved) <= LONGEST_TABLE
 
 
 def exchange_contractions(roots: dict[str, ir.Node], known: set[ir.Node]) -> dict[str, ir.Node]:

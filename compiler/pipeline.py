@@ -17,7 +17,7 @@ from .autodiff import NoDerivative, differentiate
 from .canonicalise import canonicalise
 from .emit import build_kernel
 from .emit_values import Context, Tiling
-from .exchange import exchange_contractions, join_choices, split_sums
+from .exchange import exchange_contractions, join_choices, read_after_products, split_sums
 from .fit import MOST_PRODUCTS, REGISTERS
 from .names import name_nodes
 from .outside import is_library, split_outside
@@ -201,6 +201,7 @@ def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir
         outputs = push_reads(outputs, dict(lowered.hints.extents), lowered.by_extent)
     became: dict[ir.Node, ir.Node] = {}
     outputs = split_sums(canonicalise(outputs, became))
+    outputs = read_after_products(outputs, dict(lowered.hints.extents), lowered.by_extent)
     lowered.passes["canonicalise"] = outputs
     lowered.fused = ir.Graph(graph.kernel, outputs, {}, _carry(graph.names, constants, became), _carry(graph.spans, constants, became))
     try:
@@ -306,6 +307,7 @@ def _derive(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     known: set[ir.Node] = {n for n in ir.topological(outputs.values()) if isinstance(n, ir.Reduce)}
     experts = {a for r in lowered.routings for a in r.experts}
     gradients = exchange_contractions(split_sums(exchange_contractions(gradients, known), known, experts), known)
+    gradients = read_after_products(gradients, dict(lowered.hints.extents), lowered.by_extent)
     gradients = {name: join_choices(node) for name, node in gradients.items()}
     lowered.passes["exchange"] = gradients
     lowered._gradient_nodes = gradients
