@@ -14,7 +14,7 @@ from operator import and_
 from typing import TYPE_CHECKING
 
 from . import ir
-from .algebra import ZERO, add, factors, is_const, product, reduce_sum, terms, total, where, with_children
+from .algebra import ZERO, add, conjunction, conjuncts, factors, is_const, product, reduce_sum, terms, total, where, with_children
 from .online import distribute, splits_terms
 
 if TYPE_CHECKING:
@@ -82,6 +82,32 @@ def _is_row_of_table(read: ir.Read, over: set[str], taken: set[str], extents: Ma
     if any(isinstance(n, ir.Input) and n.kind == "real" for n in ir.topological(e for _, e in read.at)):
         return False
     return prod(extents.get(a, LONGEST_TABLE + 1) for a in moved) <= LONGEST_TABLE
+
+
+def read_what_is_chosen(roots: dict[str, ir.Node]) -> dict[str, ir.Node]:
+    """Sums of which a position chooses one term, at more positions than the terms have, are reads.
+
+    Before: sum[r where at == r](d_bins), the gradient of sum[j where at == r](p). After: d_bins[r -> at].
+    """
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological(roots.values()):
+        new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+        memo[n] = _read_chosen(new) if isinstance(new, ir.Reduce) and new.op == "sum" and new.where is not None else new
+    return {name: memo[n] for name, n in roots.items()}
+
+
+def _read_chosen(n: ir.Reduce) -> ir.Node:
+    left = list(conjuncts(n.where))
+    for test in left:
+        match test:
+            case ir.Pointwise(op="eq", args=(ir.Position(axis=axis), at)) | ir.Pointwise(op="eq", args=(at, ir.Position(axis=axis))):
+                rest = [c for c in left if c is not test]
+                alone = n.over == (axis,) and axis in n.x.axes and axis not in at.axes and not any(axis in c.axes for c in rest)
+                if alone and set(at.axes) - set(n.x.axes):
+                    return where(conjunction(rest), ir.read(n.x, [(axis, at)]), ZERO)
+            case _:
+                pass
+    return n
 
 
 def exchange_contractions(roots: dict[str, ir.Node], known: set[ir.Node]) -> dict[str, ir.Node]:

@@ -17,7 +17,7 @@ from .autodiff import NoDerivative, differentiate
 from .canonicalise import canonicalise
 from .emit import build_kernel
 from .emit_values import Context, Tiling
-from .exchange import exchange_contractions, join_choices, read_after_products, split_sums
+from .exchange import exchange_contractions, join_choices, read_after_products, read_what_is_chosen, split_sums
 from .fit import MOST_PRODUCTS, REGISTERS
 from .names import name_nodes
 from .outside import is_library, split_outside
@@ -297,6 +297,8 @@ def _derive(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
         raise NotFused(str(error)) from error
     became: dict[ir.Node, ir.Node] = {}
     gradients = canonicalise(gradients, became)
+    if not lowered.routings:
+        gradients = read_what_is_chosen(gradients)
     assert lowered.fused is not None
     names = lowered.fused.names
     for node, name in list(names.items()):

@@ -140,9 +140,15 @@ def analyse(
     for n in nodes:
         if isinstance(n, ir.Reduce) and not found.storable(n.axes):
             found.whole.update(n.over)
-    swept = {a for n in ir.topological(forward.values()) if isinstance(n, ir.Reduce) for a in n.over}
+    swept = {a for n in ir.topological(forward.values()) if isinstance(n, ir.Reduce) and not _weighs_bins(n) for a in n.over}
     _sweep_axes(nodes, found, extents, swept, in_memory=in_memory)
     return found
+
+
+def _weighs_bins(n: ir.Reduce) -> bool:
+    """Whether a sum goes over what positions were summed to, as a product with a table has it: a small axis, no sweep."""
+    scattered = [scatter_axis(f) for f in factors(n.x) if isinstance(f, ir.Reduce)]
+    return n.op == "sum" and n.where is None and {*n.over} == {s[0] for s in scattered if s is not None}
 
 
 def find_stages(outputs: Mapping[str, ir.Node], kernel: typed.Kernel) -> tuple[list[Axes], set[str]]:
@@ -247,6 +253,10 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
         if isinstance(n, ir.Reduce) and found.storable(n.axes) and not found.storable(operand_axes(n)) and set(n.over) - found.whole
     ]
     others: list[str] = []
+    loose: set[str] = set()
+    """Features of rows that are summed by position."""
+    held: set[str] = set()
+    """What sweeps over pairs have whole."""
     for sweep in sweeps:
         scattered = scatter_axis(sweep)
         conditions = [c for c in conjuncts(sweep.where) if scattered is None or c is not scattered[2]]
@@ -254,9 +264,13 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
         paired = [f for f in parts if not found.storable(f.axes)]
         if not paired and parts and not conditions:
             paired = [max(parts, key=lambda f: len(f.axes))]
+            loose |= found.features - found.pair if scattered is not None else set()
         elif not paired and parts:  # a sum of rows that the condition picks: the features of a row, and one program for every other axis
             fixed = {a for c in conditions for a in c.axes} | set(sweep.over)
             found.pair.update({a for f in parts for a in f.axes} - fixed - found.features - found.whole)
+        elif paired:
+            loose -= {a for f in paired for a in f.axes}
+            held |= {a for f in parts if f not in paired for a in f.axes}
         for f in paired:
             found.pair.update(set(f.axes) - found.whole - (found.features if found.stages and found.storable(f.axes) else set()))
         for c in conditions:
@@ -268,6 +282,7 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
             found.by_extent.add(scattered[0])
             if extents.get(scattered[0], 0) > WHOLE_LIMIT:
                 (found.tables if in_memory else found.pair).add(scattered[0])
+    found.pair -= loose & held
     for n in nodes:
         if isinstance(n, ir.Reduce) and found.storable(operand_axes(n)) and n.where is None:
             others += n.over
