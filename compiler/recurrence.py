@@ -566,7 +566,7 @@ class Carver:
                         others = parts[:place] + parts[place + 1 :]
                         read = {a for a, _ in f.at}
                         taken = {a for _, e in f.at for a in e.axes}
-                        if not any(read & set(o.axes) for o in others) and not taken & set(over):
+                        if not any(read & set(o.axes) for o in others) and taken <= set(self.along) - set(over):
                             return ir.read(reduce_sum(over, product([*others, f.x])), f.at)
             case _:
                 pass
