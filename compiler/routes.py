@@ -292,14 +292,18 @@ class Router:
             others = parts[:place] + parts[place + 1 :]
             if not others or any(set(inner.over) & set(o.axes) for o in others) or over & set(inner.over):
                 continue
+            if inner.where is not None and over & set(inner.where.axes):
+                continue
             combines = bool(self.parts & set(conjuncts(inner.where)))
             if not combines and not (self.experts <= set(inner.axes) and self.tokens & set(inner.axes)):
                 continue
-            moving = [f for f in factors(inner.x) if over & set(f.axes)]
-            fixed = [f for f in factors(inner.x) if not over & set(f.axes)]
-            nested = reduce_sum(over, product([*moving, *others]))
+            shared = {a for f in factors(inner.x) if isinstance(f, ir.Reduce) for a in f.axes}  # heads, which are summed with the rest
+            first = over - shared or over
+            moving = [f for f in factors(inner.x) if first & set(f.axes)]
+            fixed = [f for f in factors(inner.x) if not first & set(f.axes)]
+            nested = reduce_sum(first, product([*moving, *others]))
             nested = self._exchange(nested) if isinstance(nested, ir.Reduce) else nested
-            return reduce_sum(inner.over, product([*fixed, nested]), inner.where)
+            return reduce_sum({*inner.over, *over - first}, product([*fixed, nested]), inner.where)
         return n
 
     # What is wide ---------------------------------------------------------------------------------------------------
