@@ -18,7 +18,7 @@ from .algebra import ZERO, add, conjunction, conjuncts, factors, is_const, produ
 from .online import distribute, splits_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 
 def split_sums(roots: dict[str, ir.Node], stored: Collection[ir.Node] = (), whole: Collection[str] = ()) -> dict[str, ir.Node]:
@@ -52,6 +52,10 @@ def read_after_products(roots: dict[str, ir.Node], extents: Mapping[str, int], u
     return {name: memo[n] for name, n in roots.items()}
 
 
+def _is_of_values(positions: Iterable[ir.Node]) -> bool:
+    return any(isinstance(n, ir.Input) and n.kind == "real" for n in ir.topological(positions))
+
+
 def _read_after(n: ir.Reduce, extents: Mapping[str, int], used: set[str]) -> ir.Node:
     over = set(n.over)
     parts = [f for f in factors(n.x) if over & set(f.axes)]
@@ -79,7 +83,7 @@ def _is_row_of_table(read: ir.Read, over: set[str], taken: set[str], extents: Ma
     places = {a for _, e in read.at for a in e.axes}
     if not isinstance(read.x, ir.Input) or not over & set(read.x.axes) or over & places or not places - taken or moved & taken:
         return False
-    if any(isinstance(n, ir.Input) and n.kind == "real" for n in ir.topological(e for _, e in read.at)):
+    if _is_of_values(e for _, e in read.at):
         return False
     return prod(extents.get(a, LONGEST_TABLE + 1) for a in moved) <= LONGEST_TABLE
 

@@ -90,6 +90,8 @@ class Lowered:
     """Which pairs of tokens and experts are computed."""
     stages: list[frozenset[str]] = field(default_factory=list)
     """Axes of sums that no tensor of the kernel has and that are stored nevertheless: what one stage of a kernel hands to the next."""
+    tables_first: bool | None = None
+    """Whether sums take products with tables before they read them; None where there is no such sum."""
     in_products: bool = False
     """Whether matrix products are stored where tiles of rows could not hold their axes."""
     _known: dict[ir.Node, Buffer] = field(default_factory=dict)
@@ -122,6 +124,10 @@ def lower(graph: ir.Graph, target: Target, hints: Hints) -> Lowered:
     lowered = Lowered(graph, target, hints, {}, [], None)
     with algebra.births(lowered._births):
         _lower(lowered)
+        if lowered.forward is None and lowered.tables_first:
+            _begin_again(lowered)
+            lowered.tables_first, lowered.outside = False, {}
+            _lower(lowered)
     return lowered
 
 
@@ -201,7 +207,9 @@ def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir
         outputs = push_reads(outputs, dict(lowered.hints.extents), lowered.by_extent)
     became: dict[ir.Node, ir.Node] = {}
     outputs = split_sums(canonicalise(outputs, became))
-    outputs = read_after_products(outputs, dict(lowered.hints.extents), lowered.by_extent)
+    if lowered.tables_first is not False:
+        written, outputs = outputs, read_after_products(outputs, dict(lowered.hints.extents), lowered.by_extent)
+        lowered.tables_first = True if outputs != written else lowered.tables_first
     lowered.passes["canonicalise"] = outputs
     lowered.fused = ir.Graph(graph.kernel, outputs, {}, _carry(graph.names, constants, became), _carry(graph.spans, constants, became))
     try:
