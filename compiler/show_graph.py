@@ -125,6 +125,10 @@ class _Writer:
                 return f"topk[{', '.join(over)}{self._where(where)}]({self._text(x)}, {self._text(k)})", ATOM
             case ir.StateValue(name=name, version=version):
                 return f"{name}@{version}", ATOM
+            case ir.Recurrence(body=body):
+                return f"steps of {', '.join(c.name for c in body.states)} along {', '.join(body.along)}", 0
+            case ir.Result(recurrence=recurrence, name=name):
+                return f"{name} of {self._operand(recurrence, ATOM)}", 0
             case _:
                 raise AssertionError(f"{type(node).__name__} is no node of an equation graph")
 

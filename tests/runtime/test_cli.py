@@ -149,6 +149,7 @@ def test_show_after_a_pass() -> None:
     passes = weft("show", "alibi", "--after", "list").stdout.split()
     assert passes[0] == "build" and passes[-1] == "schedule"
     assert "d_q[" in weft("show", "alibi", "--after", "differentiate").stdout
+    assert "steps of S along t" in weft("show", "gla", "--after", "recur").stdout
     assert "d_x[" in weft("show", "moe_soft", "--after", "differentiate").stdout  # of which no plan is made
     unknown = weft("show", "alibi", "--after", "nothing")
     assert unknown.exit_code == 2 and "differentiate" in unknown.output

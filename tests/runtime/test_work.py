@@ -1,0 +1,139 @@
+"""How much plans compute: nothing again for every feature, no scores in memory, and a backward pass of a few forward passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import weft
+from tests.evidence.library import OTHERS, REQUIRED, every, kernel
+from weft.compiler.plan import Plan
+from weft.runtime.check import check_kernel, render
+from weft.runtime.costs import plan_cost, totals
+from weft.runtime.kernel import Kernel
+from weft.runtime.problem import Usual, pose
+
+MOST = 10
+"""Forward passes that a backward pass may cost; forgetting attention and what recurrences are attended to in come to 7."""
+
+RELATIVE = """
+kernel a(q[b,h,i,d], k[b,h,j,d], v[b,h,j,e], table[r,d]) -> o[b,h,i,e]:
+    param reach: int = 4
+    mask j <= i
+    at = clamp(j - i, -reach, reach) + reach
+    s = sum[d](q * (k + table[r -> at])) / sqrt(size(d))
+    o = sum[j](softmax[j](s) * v)
+"""
+"""Shaw et al. (2018, arXiv:1803.02155), equation 4, as it is written."""
+
+HISTOGRAM = """
+kernel a(q[b,h,i,d], k[b,h,j,d], v[b,h,j,e], table[r,e]) -> o[b,h,i,e]:
+    param reach: int = 4
+    mask j <= i
+    at = clamp(j - i, -reach, reach) + reach
+    p = softmax[j](sum[d](q * k) / sqrt(size(d)))
+    o = sum[j](p * v) + sum[r](sum[j where at == r](p) * table)
+"""
+"""The rows of a table of values, weighed by how much attention falls on each distance."""
+
+SMOOTHED = """
+kernel a(q[b,h,i,d], k[b,h,t,d], v[b,h,t,e], decay[h,d]) -> o[b,h,i,e]:
+    axis j = size(t)
+    state K[b,h,d] along t
+    K <- sigmoid(decay) * K + (1 - sigmoid(decay)) * k
+    mask j <= i
+    o = sum[j](softmax[j](sum[d](q * K[t -> j]) / sqrt(size(d))) * v[t -> j])
+"""
+"""Attention to a running mean of keys (Ma et al., 2022, arXiv:2209.10655)."""
+
+SPECS = {"relative": RELATIVE, "histogram": HISTOGRAM, "smoothed": SMOOTHED}
+
+
+def _plans(made: Kernel, sizes: dict[str, int] | None = None) -> tuple[Plan, Plan | None, tuple[int, int]]:
+    """Forward and backward, and their FLOPs at usual sizes."""
+    problem = pose(made.graph, sizes or {}, {}, Usual(feature=64))
+    lowered = made.lowered("c", extents=problem.extents, params=problem.params)
+    if lowered.forward is None:
+        pytest.skip("not fused")
+    backward = lowered.backward(frozenset(lowered.differentiable)) if lowered.differentiable else None
+    flops = [
+        totals(plan_cost(p, problem.extents, problem.params, "float32")).flops if p is not None else 0 for p in (lowered.forward, backward)
+    ]
+    return lowered.forward, backward, (flops[0], flops[1])
+
+
+@pytest.mark.parametrize("name", every(2, [*REQUIRED, *OTHERS]))
+def test_a_backward_pass_costs_a_few_forward_passes(name: str) -> None:
+    _, _, (forward, backward) = _plans(kernel(name))
+    assert backward <= MOST * forward
+
+
+@pytest.mark.parametrize("name", ["vsa", "dmc", "linformer", "t5_bias"])
+def test_scores_are_not_computed_again_for_every_feature(name: str) -> None:
+    _, _, (plain, _) = _plans(kernel("full"))
+    _, _, (forward, _) = _plans(kernel(name))
+    assert forward <= 2 * plain
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_no_scores_in_memory(name: str) -> None:
+    _, _, (plain, plain_backward) = _plans(kernel("full"))
+    made: Kernel = weft.loads(SPECS[name]).a
+    forward, backward, flops = _plans(made, {"r": 9} if name != "smoothed" else {})
+    assert backward is not None
+    assert flops[0] <= 2 * plain and flops[1] <= 2 * plain_backward
+    pairs = ({"i", "j"}, {"i", "t"})
+    assert not [b for p in (forward, backward) for b in p.buffers.values() for pair in pairs if pair <= set(b.axes)]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_kernels_agree_with_the_reference(name: str) -> None:
+    report = check_kernel(weft.loads(SPECS[name]).a, backend="c", trials=2, quick=True, strict=True)
+    assert report.passed, render(report)
+
+
+HASHED = """
+kernel a(x[t,d], number[t]: int, up[n,d,f], down[n,f,d]) -> y[t,d]:
+    sample number = randint(0, 1000)
+    mask number % size(n) == n
+    y = sum[n](sum[f](relu(sum[d](x * up)) * down))
+"""
+"""A token's expert by a hash of its number (Roller et al., 2021, arXiv:2106.04426)."""
+
+GRID = """
+kernel a(x[t,d], number[t]: int, up[n,m,d,f], down[n,m,f,d]) -> y[t,d]:
+    sample number = randint(0, 1000)
+    mask number // size(m) % size(n) == n
+    mask number % size(m) == m
+    y = sum[n, m](sum[f](relu(sum[d](x * up)) * down))
+"""
+
+BOTH = """
+kernel a(x[t,d], number[t]: int, router[n,d], up[n,d,f], down[n,f,d]) -> y[t,d]:
+    sample number = randint(0, 1000)
+    p = sigmoid(sum[d](x * router))
+    mask topk[n](p, 2) or number % size(n) == n
+    y = sum[n](p * sum[f](silu(sum[d](x * up)) * down))
+"""
+
+
+@pytest.mark.parametrize("text", [HASHED, GRID, BOTH])
+def test_experts_by_number_are_routed(text: str) -> None:
+    made: Kernel = weft.loads(text).a
+    forward, _, _ = _plans(made)
+    assert any("route.pair" in b.axes for b in forward.buffers.values())
+    report = check_kernel(made, backend="c", trials=3, quick=True, strict=True)
+    assert report.passed, render(report)
+
+
+@pytest.mark.parametrize("text", [HASHED, GRID])
+def test_a_token_with_a_number_has_one_expert(text: str) -> None:
+    made: Kernel = weft.loads(text).a
+    lowered = made.lowered("c")
+    (routing,) = lowered.routings
+    assert str(routing.bound(())) == str(routing.bound(("n",))), "as many pairs as tokens"
+    x, number = torch.randn(64, 8), torch.randint(0, 1000, (64,))
+    weights = torch.randn(4, 8, 16), torch.randn(4, 16, 8)
+    if text is HASHED:
+        expected = torch.stack([torch.relu(row @ weights[0][n % 4]) @ weights[1][n % 4] for row, n in zip(x, number.tolist(), strict=True)])
+        torch.testing.assert_close(made(x, number, *weights, strict=True), expected, rtol=1e-4, atol=1e-4)
