@@ -243,9 +243,10 @@ class Values:
 
     def _contracted(self, lhs: ir.Node, rhs: ir.Node, over: tuple[str, ...]) -> ir.Node:
         node = ir.reduce("sum", over, ir.pointwise("mul", lhs, rhs))
-        for side in (lhs, rhs):
-            self._emit(side)
-        self._append(node, Contract(node, lhs, rhs, over))
+        if not any(node in s.done for s in self.scopes):
+            self._emit(lhs)
+            self._emit(rhs)
+            self._append(node, Contract(node, lhs, rhs, over))
         return node
 
     def _is_kept_in_tile(self, axis: str) -> bool:

@@ -126,7 +126,7 @@ def lower(graph: ir.Graph, target: Target, hints: Hints) -> Lowered:
         _lower(lowered)
         if lowered.forward is None and lowered.tables_first:
             _begin_again(lowered)
-            lowered.tables_first, lowered.outside = False, {}
+            lowered.tables_first, lowered.in_products, lowered.outside = False, False, {}
             _lower(lowered)
     return lowered
 
@@ -317,7 +317,8 @@ def _derive(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     known: set[ir.Node] = {n for n in ir.topological(outputs.values()) if isinstance(n, ir.Reduce)}
     experts = {a for r in lowered.routings for a in r.experts}
     gradients = exchange_contractions(split_sums(exchange_contractions(gradients, known), known, experts), known)
-    gradients = read_after_products(gradients, dict(lowered.hints.extents), lowered.by_extent)
+    if lowered.tables_first is not False:
+        gradients = read_after_products(gradients, dict(lowered.hints.extents), lowered.by_extent)
     gradients = {name: join_choices(node) for name, node in gradients.items()}
     lowered.passes["exchange"] = gradients
     lowered._gradient_nodes = gradients

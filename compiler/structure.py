@@ -255,6 +255,8 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
     others: list[str] = []
     loose: set[str] = set()
     """Features of rows that are summed by position."""
+    firm = set(found.pair)
+    """What anything else pairs."""
     held: set[str] = set()
     """What sweeps over pairs have whole."""
     for sweep in sweeps:
@@ -264,13 +266,16 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
         paired = [f for f in parts if not found.storable(f.axes)]
         if not paired and parts and not conditions:
             paired = [max(parts, key=lambda f: len(f.axes))]
-            loose |= found.features - found.pair if scattered is not None else set()
+            own = found.features & {*paired[0].axes} if scattered is not None else set()
+            loose |= own
+            firm |= {*paired[0].axes} - own
         elif not paired and parts:  # a sum of rows that the condition picks: the features of a row, and one program for every other axis
             fixed = {a for c in conditions for a in c.axes} | set(sweep.over)
             found.pair.update({a for f in parts for a in f.axes} - fixed - found.features - found.whole)
         elif paired:
-            loose -= {a for f in paired for a in f.axes}
-            held |= {a for f in parts if f not in paired for a in f.axes}
+            firm.update(a for f in paired for a in f.axes)
+            held.update(a for f in parts if f not in paired for a in f.axes)
+        firm.update(sweep.over, *(c.axes for c in conditions))
         for f in paired:
             found.pair.update(set(f.axes) - found.whole - (found.features if found.stages and found.storable(f.axes) else set()))
         for c in conditions:
@@ -282,7 +287,7 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
             found.by_extent.add(scattered[0])
             if extents.get(scattered[0], 0) > WHOLE_LIMIT:
                 (found.tables if in_memory else found.pair).add(scattered[0])
-    found.pair -= loose & held
+    found.pair -= (loose & held) - firm
     for n in nodes:
         if isinstance(n, ir.Reduce) and found.storable(operand_axes(n)) and n.where is None:
             others += n.over
