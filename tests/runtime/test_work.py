@@ -48,6 +48,9 @@ kernel a(q[b,h,i,d], k[b,h,t,d], v[b,h,t,e], decay[h,d]) -> o[b,h,i,e]:
 
 SPECS = {"relative": RELATIVE, "histogram": HISTOGRAM, "smoothed": SMOOTHED}
 
+SHARE = {"relative": 1, "histogram": 1, "smoothed": 1.5}
+"""Of what attention without a mask costs; a causal mask leaves half of that."""
+
 
 def _plans(made: Kernel, sizes: dict[str, int] | None = None) -> tuple[Plan, Plan | None, tuple[int, int]]:
     """Forward and backward, and their FLOPs at usual sizes."""
@@ -62,7 +65,9 @@ def _plans(made: Kernel, sizes: dict[str, int] | None = None) -> tuple[Plan, Pla
     return lowered.forward, backward, (flops[0], flops[1])
 
 
-@pytest.mark.parametrize("name", every(2, [*REQUIRED, *OTHERS]))
+@pytest.mark.parametrize(
+    "name", ["mixture_of_attention_heads", *every(2, [n for n in (*REQUIRED, *OTHERS) if n != "mixture_of_attention_heads"])]
+)
 def test_a_backward_pass_costs_a_few_forward_passes(name: str) -> None:
     _, _, (forward, backward) = _plans(kernel(name))
     assert backward <= MOST * forward
@@ -81,7 +86,7 @@ def test_no_scores_in_memory(name: str) -> None:
     made: Kernel = weft.loads(SPECS[name]).a
     forward, backward, flops = _plans(made, {"r": 9} if name != "smoothed" else {})
     assert backward is not None
-    assert flops[0] <= 2 * plain and flops[1] <= 2 * plain_backward
+    assert flops[0] <= SHARE[name] * plain and flops[1] <= SHARE[name] * plain_backward
     pairs = ({"i", "j"}, {"i", "t"})
     assert not [b for p in (forward, backward) for b in p.buffers.values() for pair in pairs if pair <= set(b.axes)]
 
@@ -127,13 +132,14 @@ def test_experts_by_number_are_routed(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [HASHED, GRID])
-def test_a_token_with_a_number_has_one_expert(text: str) -> None:
+def test_there_are_as_many_pairs_as_tokens_with_a_number(text: str) -> None:
     made: Kernel = weft.loads(text).a
-    lowered = made.lowered("c")
-    (routing,) = lowered.routings
-    assert str(routing.bound(())) == str(routing.bound(("n",))), "as many pairs as tokens"
-    x, number = torch.randn(64, 8), torch.randint(0, 1000, (64,))
-    weights = torch.randn(4, 8, 16), torch.randn(4, 16, 8)
-    if text is HASHED:
-        expected = torch.stack([torch.relu(row @ weights[0][n % 4]) @ weights[1][n % 4] for row, n in zip(x, number.tolist(), strict=True)])
-        torch.testing.assert_close(made(x, number, *weights, strict=True), expected, rtol=1e-4, atol=1e-4)
+    (routing,) = made.lowered("c").routings
+    assert routing.bound(()) is routing.bound(routing.experts)
+
+
+def test_a_token_goes_to_the_expert_of_its_number() -> None:
+    torch.manual_seed(0)
+    x, number, up, down = torch.randn(64, 8), torch.randint(0, 1000, (64,)), torch.randn(4, 8, 16), torch.randn(4, 16, 8)
+    expected = torch.stack([torch.relu(row @ up[n % 4]) @ down[n % 4] for row, n in zip(x, number.tolist(), strict=True)])
+    torch.testing.assert_close(weft.loads(HASHED).a(x, number, up, down, strict=True), expected, rtol=1e-4, atol=1e-4)
