@@ -33,10 +33,11 @@ INLINE float exponential2(float x)
 }
 
 //// exponential_difference
-// exp(x - y); 0 where x is -inf, whatever y is.
+// exp(x - y); 0 where x is -inf, whatever y is. The difference is a fused product, so that x is rounded first where it is a product
+// itself: weights that are computed again are then those of the sum in y, however large the scores are.
 INLINE float exponential_difference(float x, float y)
 {
-    return exponential(x - (y == -INFINITY ? 0.0f : y));
+    return exponential(fmaf(-1.0f, y == -INFINITY ? 0.0f : y, x));
 }
 
 //// rescaling
