@@ -134,6 +134,8 @@ def numbers_heads(graph: ir.Graph, axis: str) -> bool:
                 pass
     if any(axis in state.along for state in graph.states.values()) or any(axis in pair for pair in compared_pairs(graph)):
         return False
+    if any(axis == read for read, _ in read_ties(graph)):  # one tensor for queries and keys
+        return False
     compared = {query for query, _ in compared_pairs(graph)}
     return all(compared & set(t.axes) - {axis} for t in graph.kernel.outputs if axis in t.axes) if compared else False
 

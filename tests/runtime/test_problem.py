@@ -2,6 +2,7 @@
 
 import pytest
 
+import weft
 from weft.compiler.build import build
 from weft.compiler.errors import UnknownAxis, UnknownParam
 from weft.compiler.ir import Graph
@@ -29,6 +30,15 @@ def graph(name: str) -> Graph:
 )
 def test_usual_sizes(name: str, sizes: dict[str, int]) -> None:
     assert pose(graph(name), {}, {}, USUAL).sizes == sizes
+
+
+def test_what_is_read_at_queries_and_keys_is_a_sequence() -> None:
+    """One tensor for both: its axis is not that of a table, however few numbers of positions meet otherwise."""
+    kernel = weft.loads(
+        "kernel f(x[b,h,t,d]) -> o[b,h,i,d]:\n    axis i = size(t)\n    axis j = size(t)\n    mask j <= i\n"
+        "    s = sum[d](x[t -> i] * x[t -> j])\n    o = sum[j](softmax[j](s) * x[t -> j])\n"
+    )["f"]
+    assert pose(kernel.graph, {}, {}, USUAL).extents["t"] == USUAL.length
 
 
 def test_given_sizes_and_params_win_and_declared_axes_follow() -> None:
