@@ -3,8 +3,9 @@
 A reference is evaluated again in float64 with every sum, product and function result changed by a random relative
 ``NUDGE``, in the forward and the backward pass. What moves, divided by the nudge, is how much an arithmetic amplifies its
 rounding errors, whatever its precision. Running sums are left alone: kernels and eager PyTorch keep them in float32. So are the
-partial sums of sums and products in half precision; in float32 they are nudged like everything else: a sum of n terms x,
-taken one after another, is off by about the nudge times sqrt(n / 2 * sum x^2), however small the sum itself.
+partial sums of sums and products in half precision; in float32 they are nudged like everything else: a sum S of n terms x,
+taken one after another, is off by about the nudge times the root of the sum of its squared partial sums, however small S itself is. The
+partial sums wander about a line from 0 to S: their squares sum to n / 3 * S^2 + n / 2 * (sum x^2 - S^2 / n).
 """
 
 from __future__ import annotations
@@ -47,11 +48,35 @@ class Nudged(TorchDispatchMode):  # type: ignore[no-untyped-call]
         noise = torch.randn(result.shape, generator=self._generator, dtype=result.dtype).mul_(self._size)
         if self._partial_sums and name in PRODUCTS:
             a, b = args
-            return result + noise * (func(a * a, b * b) * (a.shape[-1] / 2)).sqrt()
+            return result + noise * _partial_sums(result, func(a * a, b * b), a.shape[-1])
         if self._partial_sums and name == "sum" and result.numel():
             x, *how = args
-            return result + noise * (func(x * x, *how, **(kwargs or {})) * (x.numel() / result.numel() / 2)).sqrt()
+            return result + noise * _partial_sums(result, func(x * x, *how, **(kwargs or {})), x.numel() / result.numel())
         return result * noise.add_(1)
+
+
+def _partial_sums(total: Tensor, squares: Tensor, terms: float) -> Tensor:
+    """The root of the sum of squared partial sums of so many terms, from their sum and the sum of their squares."""
+    if not terms:
+        return total
+    spread = (squares - total * total / terms).clamp(min=0.0)
+    return (terms / 3 * total * total + terms / 2 * spread).sqrt()
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the largest finite number that operations on real numbers give while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point() and func.overloadpacket.__name__ in ROUNDED and result.numel():
+            self.found = max(self.found, float(result.nan_to_num(0.0, 0.0, 0.0).abs().amax()))
+        return result
 
 
 def amplification(exact: Tensor | None, nudged: Tensor | None) -> tuple[float, float]:
