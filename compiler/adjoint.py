@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import ir
 from .algebra import ZERO, depends_on, factors, product, substitute, with_children
+from .quiet import is_product
 from .recurrence import Carver, histories
 from .structure import is_read_copy
 
@@ -63,7 +64,8 @@ def adjoint_recurrence(
         back = set(names.values())
         roots = {name: _quiet_inside(node, back) for name, node in roots.items()}
         carries = tuple(ir.Carry(c.name, c.axes, c.start, _quiet_inside(c.next, back)) for c in carries)
-    if any(is_read_copy(a) for n in ir.topological(steps.values()) if isinstance(n, ir.Reduce) for a in n.over):
+    copied = any(is_read_copy(a) for n in ir.topological(steps.values()) if isinstance(n, ir.Reduce) for a in n.over)
+    if copied or _leaves_out(cotangents.values(), body.along):
         comes = {*adjoints.values(), *cotangents.values()}
         roots = {name: _quiet_products(node, comes, body.along) for name, node in roots.items()}
         carries = tuple(ir.Carry(c.name, c.axes, c.start, _quiet_products(c.next, comes, body.along)) for c in carries)
@@ -117,6 +119,14 @@ def keeps_states(body: ir.Body) -> bool:
     return len(body.along) == 1 and most > 1 and any(body.along[0] in x.axes and body.own(x.axes) >= most for x in body.leaves)
 
 
+def _leaves_out(cotangents: Iterable[ir.Node], along: Collection[str]) -> bool:
+    """Whether a mask of what is made of the steps may leave out all that comes back to one; not so chunks and the steps within them."""
+    if any(ir.is_made(a) for a in along):
+        return False
+    sums = (n for n in ir.topological(cotangents) if isinstance(n, ir.Reduce) and n.where is not None)
+    return any(not set(along) & set(n.over) for n in sums)
+
+
 def _quiet(gradient: ir.Node) -> ir.Node:
     """0 where nothing comes back, whatever it would be multiplied with: a branch that was not taken may hold anything."""
     parts = factors(gradient)
@@ -156,12 +166,12 @@ def _quiet_products(root: ir.Node, comes: Collection[ir.Node], along: Collection
     for n in order:
         if any(c in back for c in ir.children(n)):
             back.add(n)
-    within = {c for n in order if _is_product(n) for c in ir.children(n) if _is_product(c)}
+    within = {c for n in order if is_product(n) for c in ir.children(n) if is_product(c)}
     within |= {n.x for n in order if isinstance(n, ir.Reduce) and set(along) & set(n.over)}
     memo: dict[ir.Node, ir.Node] = {}
     for n in order:
         new = with_children(n, tuple(memo[c] for c in ir.children(n)))
-        if n in back and _is_product(n) and n not in within:
+        if n in back and is_product(n) and n not in within:
             parts = factors(new)
             coming = [f for f in parts if depends_on(f, comes.__contains__)]
             weights = [f for f in parts if f not in coming and not _is_of_steps(f, along)]
@@ -175,10 +185,6 @@ def _quiet_products(root: ir.Node, comes: Collection[ir.Node], along: Collection
 def _is_of_steps(x: ir.Node, along: Collection[str]) -> bool:
     """Whether steps differ in a value."""
     return bool(set(along) & set(x.axes)) or depends_on(x, lambda n: isinstance(n, ir.StateValue))
-
-
-def _is_product(n: ir.Node) -> bool:
-    return isinstance(n, ir.Pointwise) and n.op in ("mul", "div", "neg")
 
 
 def segment_axis(body: ir.Body) -> str:

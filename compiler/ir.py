@@ -292,9 +292,14 @@ def within(axis: str, extent: int) -> str:
     return f"{axis}.in{extent}"
 
 
+def is_made(axis: str) -> bool:
+    """Whether a pass made an axis. No name of a spec has a point."""
+    return "." in axis
+
+
 @cache
 def fixed_extent(axis: str) -> int | None:
-    """The extent that an axis has in every call, if a pass made it so. No name of a spec has a point."""
+    """The extent that an axis has in every call, if a pass made it so."""
     found = re.search(r"\.in(\d+)(\.\d+)?$", axis)
     return int(found[1]) if found else None
 

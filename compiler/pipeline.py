@@ -23,6 +23,7 @@ from .names import name_nodes
 from .outside import is_library, split_outside
 from .plan import ROUTE, USUAL, Buffer, Dtype, Kernel, Library, Plan, Refinement, divided, with_derived
 from .products import dense_mixtures, is_matrix_product, makes_scores
+from .quiet import quieted
 from .recurrence import make_recurrences
 from .routed import needed_steps, plan_routed, routed_candidates, table_word
 from .routes import BLOCKS, Router, Routing, find_routings, push_reads
@@ -320,6 +321,8 @@ def _derive(lowered: Lowered, outputs: dict[str, ir.Node]) -> None:
     if lowered.tables_first is not False:
         gradients = read_after_products(gradients, dict(lowered.hints.extents), lowered.by_extent)
     gradients = {name: join_choices(node) for name, node in gradients.items()}
+    if not lowered.routings:
+        gradients = quieted(gradients, cotangents.values())
     lowered.passes["exchange"] = gradients
     lowered._gradient_nodes = gradients
     lowered.differentiable = tuple(n.name for n in inputs)

@@ -119,6 +119,44 @@ def test_a_factor_of_a_masked_key() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+FEATURES = """
+def elu1(x) = where(x > 0, x + 1, exp(x))
+
+kernel normed(q[b,h,i,d], k[b,h,j,d], v[b,h,j,e], gain[d]) -> o[b,h,i,e]:
+    mask j <= i
+    s = sum[d](q * k * rsqrt(mean[d](k * k) + 1e-5) * gain) / sqrt(size(d))
+    o = sum[j](softmax[j](s) * v)
+
+kernel linear(q[b,h,i,d], k[b,h,j,d], v[b,h,j,e], gain[d]) -> o[b,h,i,e]:
+    fq = elu1(q)
+    fk = elu1(gain * k)
+    mask j <= i
+    w = sum[d](fq * fk)
+    o = sum[j](w * v) / (sum[j](w) + 1e-6)
+
+kernel turned(q[b,h,i,(c f)], k[b,h,j,(c f)], v[b,h,j,e], gain[f]) -> o[b,h,i,e]:
+    axis c = 2
+    kr = k * cos(j * gain) + where(c == 0, -1, 1) * k[c -> 1 - c] * sin(j * gain)
+    mask j <= i
+    s = sum[c, f](q * kr)
+    o = sum[j](softmax[j](s) * v)
+"""
+
+
+@pytest.mark.parametrize("name", ["normed", "linear", "turned"])
+def test_nan_in_keys_that_no_query_sees_reaches_no_gradient(name: str) -> None:
+    """Neither theirs, by a derivative that is NaN times 0, nor that of a weight of all keys."""
+    torch.manual_seed(0)
+    k, v = torch.randn(2, 1, 20, 8), torch.randn(2, 1, 20, 5)
+    k[:, :, 13:], v[:, :, 13:] = torch.nan, torch.nan
+    kernel = weft.loads(FEATURES)[name]
+    inputs = (torch.randn(2, 1, 13, 8), k, v, torch.rand(4 if name == "turned" else 8) + 0.5)
+    ours, theirs = (pulled(kernel, backend, *inputs) for backend in ("c", "reference"))
+    for a, b in zip(ours, theirs, strict=True):
+        assert bool(b.isfinite().all())
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_entropies_of_large_scores_keep_their_digits() -> None:
     """Scores of 300 that differ by 1: all that is lost is what float32 loses of a score."""
     torch.manual_seed(0)
@@ -126,6 +164,16 @@ def test_entropies_of_large_scores_keep_their_digits() -> None:
     q, k = torch.ones(4, 1), 300 + torch.randn(50, 1)
     wanted = kernel.reference(q.double(), k.double())
     assert float((kernel(q, k, strict=True).double() - wanted).abs().max()) < 1e-3
+
+
+def test_the_weight_of_a_single_key_is_1_however_large_its_score_is() -> None:
+    """The backward pass computes the score again, and rounds it as the forward pass did before it takes the logarithm of the sum off."""
+    torch.manual_seed(0)
+    q, k = 8 * torch.randn(2, 1, 40, 128), 8 * torch.randn(2, 1, 1, 128)
+    v = torch.randn(2, 1, 1, 16, requires_grad=True)
+    d_o = torch.randn(2, 1, 40, 16)
+    (d_v,) = torch.autograd.grad(weft.specs.full(q, k, v, strict=True), v, d_o)
+    torch.testing.assert_close(d_v, d_o.sum(2, keepdim=True), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["c", "reference"])
