@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import affine, ir
 from .algebra import ONE, ZERO, add, conjunction, conjuncts, div, factors, is_met, mul, neg, reduce_sum, sub, where
-from .plan import origin
+from .plan import lies_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -229,7 +229,7 @@ def read_adjoint(node: ir.Read, g: ir.Node) -> ir.Node:
         solved = _inverse(axis, p, node, x)
         if solved is not None:
             other, q = solved
-            g = ir.read(g, [(other, q)]) if other in g.axes else where(_inside(q, other), g, ZERO)
+            g = ir.read(g, [(other, q)]) if other in g.axes else where(conjunction(lies_on(q, other)), g, ZERO)
             del at[axis]
     if not at:
         return spread(x, {*g.axes, *x.axes}, g, None)
@@ -237,12 +237,6 @@ def read_adjoint(node: ir.Read, g: ir.Node) -> ir.Node:
         raise NoDerivative(node, "a gather along an axis that its result has too has no derivative rule on the graph")
     here = conjunction([_p("eq", p, ir.position(axis)) for axis, p in at.items()])
     return spread(x, {*node.axes, *at}, g, here)
-
-
-def _inside(q: ir.Node, axis: str) -> ir.Node:
-    """Position ``q`` lies on ``axis``."""
-    at = _p("sub", q, origin(axis))
-    return conjunction([_p("le", ir.const(0), at), _p("lt", at, ir.size(axis))])
 
 
 def _inverse(axis: str, p: ir.Node, node: ir.Read, x: ir.Node) -> tuple[str, ir.Node] | None:

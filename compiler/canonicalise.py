@@ -7,7 +7,12 @@ hash-consing finds what is common. Non-goal: anything that changes rounding by m
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from . import algebra, ir
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def canonicalise(roots: dict[str, ir.Node], memo: dict[ir.Node, ir.Node] | None = None) -> dict[str, ir.Node]:
@@ -17,6 +22,19 @@ def canonicalise(roots: dict[str, ir.Node], memo: dict[ir.Node, ir.Node] | None 
         if node not in memo:
             memo[node] = _canonical(node, tuple(memo[c] for c in ir.children(node)))
     return {name: memo[node] for name, node in roots.items()}
+
+
+def as_counts(graph: ir.Graph, constants: Mapping[ir.Node, ir.Node]) -> dict[ir.Node, ir.Node]:
+    """What reductions by ``any`` and ``all`` become, in whose place these stand: whether more than 0 numbers are true, or none is false."""
+    found: dict[ir.Node, ir.Node] = {}
+    roots = [*graph.outputs.values(), *(u for s in graph.states.values() for u in (*s.updates, s.init, s.where) if u is not None)]
+    for n in ir.topological(roots):
+        if isinstance(n, ir.Reduce) and n.op in ("any", "all"):
+            x, *condition = (algebra.substitute(c, {**constants, **found}) for c in ir.children(n))
+            one = ir.pointwise("where", x if n.op == "any" else ir.pointwise("not", x), ir.const(1), ir.const(0))
+            count = ir.reduce("sum", n.over, one, *condition)
+            found[n] = ir.pointwise("gt" if n.op == "any" else "eq", count, ir.const(0))
+    return found
 
 
 def _canonical(node: ir.Node, new: tuple[ir.Node, ...]) -> ir.Node:

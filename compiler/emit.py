@@ -52,7 +52,7 @@ def build_kernel(context: Context, group: Group, name: str, extra: Group | None 
         return kernel
     full = crowded(kernel, context.extents)
     if (full or kernel.rows is None) and extra is None and (crowding := _crowding(context, group, full)):
-        raise Crowded(crowding)
+        raise Crowded(crowding, "a program cannot hold the tiles of its sweeps")
     if not full:
         return kernel
     held = pressure(kernel, context.extents)
@@ -176,7 +176,10 @@ class KernelBuilder(Sweeps):
         for loop in sorted(tiled, key=len):
             taken = sorted(loop & set(chosen.values()))
             if len(taken) > 1:
-                raise NotFused(f"the sweeps of one row tile {' and '.join(taken)}, which another goes through together")
+                reason = f"the sweeps of one row tile {' and '.join(taken)}, which another goes through together"
+                if len(self.group.tasks) > 1:  # each by itself, then
+                    raise NotFused(reason)
+                raise Crowded([s for s in self.group.sweeps if frozenset(s.over) - self.structure.whole == loop], reason)
             chosen[loop] = taken[0] if taken else pick_tiled(loop, self.structure)
         return {loop: chosen[loop] for loop in tiled}
 

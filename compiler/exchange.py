@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from . import ir
 from .algebra import ZERO, add, conjunction, conjuncts, factors, is_const, product, reduce_sum, terms, total, where, with_children
 from .online import distribute, splits_terms
+from .plan import lies_on
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -50,6 +51,40 @@ def read_after_products(roots: dict[str, ir.Node], extents: Mapping[str, int], u
         new = with_children(n, tuple(memo[c] for c in ir.children(n)))
         memo[n] = _read_after(new, extents, used) if isinstance(new, ir.Reduce) and new.op == "sum" and new.where is None else new
     return {name: memo[n] for name, n in roots.items()}
+
+
+def read_before_products(roots: dict[str, ir.Node]) -> dict[str, ir.Node]:
+    """Sums of products that are read at one place of an axis are sums of what tensors hold there.
+
+    Before: sum[d](x * w)[v -> target], the score of a token's target, where no tensor holds scores. After: sum[d](x * w[v -> target]),
+    and 0 where the target is none.
+    """
+    memo: dict[ir.Node, ir.Node] = {}
+    for n in ir.topological(roots.values()):
+        new = with_children(n, tuple(memo[c] for c in ir.children(n)))
+        memo[n] = _read_before(new) if isinstance(new, ir.Read) and isinstance(new.x, ir.Pointwise | ir.Reduce) else new
+    return {name: memo[n] for name, n in roots.items()}
+
+
+def _read_before(n: ir.Read) -> ir.Node:
+    at = dict(n.at)
+    order = list(ir.topological([n.x]))
+    sums = [m for m in order if isinstance(m, ir.Reduce)]
+    plain = all(m.op == "sum" and m.where is None and not at.keys() & set(m.over) for m in sums)
+    if not sums or not plain or not set(n.axes) < set(n.x.axes) or _is_of_values(at.values()):
+        return n
+    memo: dict[ir.Node, ir.Node] = {}
+    for m in order:
+        match m:
+            case ir.Position(axis=axis) if axis in at:
+                memo[m] = at[axis]
+            case ir.Input() if at.keys() & set(m.axes):
+                memo[m] = ir.read(m, [(a, e) for a, e in n.at if a in m.axes])
+            case ir.Input() | ir.Const() | ir.Position() | ir.Size() | ir.Param() | ir.Pointwise() | ir.Reduce():
+                memo[m] = with_children(m, tuple(memo[c] for c in ir.children(m)))
+            case _:
+                return n
+    return where(conjunction([c for a, e in n.at for c in lies_on(e, a)]), memo[n.x], ZERO)
 
 
 def _is_of_values(positions: Iterable[ir.Node]) -> bool:

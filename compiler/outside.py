@@ -55,8 +55,8 @@ def _uncovered(n: ir.Node) -> str | None:
             return "a selection (topk)"
         case ir.StateValue(name=name):
             return f"a state ({name})"
-        case ir.Reduce(op="prod" | "any" | "all" as op):
-            return f"a reduction by {op}"
+        case ir.Reduce(op="prod"):
+            return "a reduction by prod"
         case ir.Read(at=at) if any(_depends_on_values(e) for _, e in at):
             return "a gather at a position computed from values"
         case _:

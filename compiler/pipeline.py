@@ -14,10 +14,10 @@ from . import algebra, ir
 from .adjoint import segment_axis
 from .algebra import factors, substitute
 from .autodiff import NoDerivative, differentiate
-from .canonicalise import canonicalise
+from .canonicalise import as_counts, canonicalise
 from .emit import build_kernel
 from .emit_values import Context, Tiling
-from .exchange import exchange_contractions, join_choices, read_after_products, read_what_is_chosen, split_sums
+from .exchange import exchange_contractions, join_choices, read_after_products, read_before_products, read_what_is_chosen, split_sums
 from .fit import MOST_PRODUCTS, REGISTERS
 from .names import name_nodes
 from .outside import is_library, split_outside
@@ -136,6 +136,7 @@ def _lower(lowered: Lowered) -> None:
     graph, hints = lowered.graph, lowered.hints
     lowered.passes["build"] = lowered.passes["recur"] = dict(graph.outputs)
     constants: dict[ir.Node, ir.Node] = {ir.make(ir.Param, (), _kind(value), name): ir.const(value) for name, value in hints.params}
+    constants |= as_counts(graph, constants)
     stepped, refused = _recur(lowered, constants)
     routings = [] if stepped.states else _routings(stepped, constants, BLOCKS[lowered.target.backend])
     if routings:
@@ -207,7 +208,7 @@ def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir
     if routings:
         outputs = push_reads(outputs, dict(lowered.hints.extents), lowered.by_extent)
     became: dict[ir.Node, ir.Node] = {}
-    outputs = split_sums(canonicalise(outputs, became))
+    outputs = split_sums(read_before_products(canonicalise(outputs, became)))
     if lowered.tables_first is not False:
         written, outputs = outputs, read_after_products(outputs, dict(lowered.hints.extents), lowered.by_extent)
         lowered.tables_first = True if outputs != written else lowered.tables_first
@@ -735,6 +736,8 @@ def plan_rows(
     try:
         kernels = _kernels(units, context, work.direction)
     except Crowded as crowded:
+        if set(crowded.sweeps) <= set(alone):
+            raise NotFused(str(crowded)) from crowded
         return plan_rows(work, outputs, known, forward, separate, in_memory, chains, [*alone, *crowded.sweeps])
     work.buffers.update(buffers)
     return kernels

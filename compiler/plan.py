@@ -73,6 +73,12 @@ def origin(axis: str) -> ir.Node:
     return ir.const(0) if axis.startswith(ROUTE) or ir.fixed_extent(axis) is not None else ir.make(Origin, (), "int", axis)
 
 
+def lies_on(position: ir.Node, axis: str) -> list[ir.Node]:
+    """The conditions for a position to be one of an axis."""
+    at = ir.pointwise("sub", position, origin(axis))
+    return [ir.pointwise("le", ir.const(0), at), ir.pointwise("lt", at, ir.size(axis))]
+
+
 def place(axis: str) -> ir.Node:
     """The position along an axis."""
     begins = origin(axis)

@@ -39,10 +39,11 @@ class TooWide(NotFused):
 
 
 class Crowded(Exception):
-    """A program of a GPU cannot hold tiles of rows of a kernel, but could without some of its ``sweeps``."""
+    """One kernel cannot make all that it should, but could without some of its ``sweeps``: a program of a GPU could not hold its tiles, or
+    sweeps do not go well together."""
 
-    def __init__(self, sweeps: list[ir.Reduce]) -> None:
-        super().__init__(sweeps)
+    def __init__(self, sweeps: list[ir.Reduce], reason: str) -> None:
+        super().__init__(reason)
         self.sweeps = sweeps
 
 

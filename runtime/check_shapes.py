@@ -206,7 +206,7 @@ def _uses(graph: ir.Graph) -> tuple[set[str], set[str], set[str]]:
                 positioned.add(axis)
             case ir.Scan(axis=axis):
                 swept.add(axis)
-            case ir.Reduce(op="sum", over=over, where=None):
+            case ir.Reduce(op="sum" | "any" | "all", over=over, where=None):
                 summed.update(over)
             case ir.Reduce(over=over) | ir.Select(over=over):
                 swept.update(over)
