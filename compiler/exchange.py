@@ -68,20 +68,21 @@ def read_before_products(roots: dict[str, ir.Node]) -> dict[str, ir.Node]:
 
 def _read_before(n: ir.Read) -> ir.Node:
     at = dict(n.at)
-    order = list(ir.topological([n.x]))
-    sums = [m for m in order if isinstance(m, ir.Reduce)]
-    plain = all(m.op == "sum" and m.where is None and not at.keys() & set(m.over) for m in sums)
+    moved = [m for m in ir.topological([n.x]) if at.keys() & set(m.axes)]
+    sums = [m for m in moved if isinstance(m, ir.Reduce)]
+    places = {a for e in at.values() for a in e.axes}
+    plain = all(m.op == "sum" and m.where is None and not places & set(m.over) for m in sums)
     if not sums or not plain or not set(n.axes) < set(n.x.axes) or _is_of_values(at.values()):
         return n
     memo: dict[ir.Node, ir.Node] = {}
-    for m in order:
+    for m in moved:
         match m:
-            case ir.Position(axis=axis) if axis in at:
+            case ir.Position(axis=axis):
                 memo[m] = at[axis]
-            case ir.Input() if at.keys() & set(m.axes):
+            case ir.Input():
                 memo[m] = ir.read(m, [(a, e) for a, e in n.at if a in m.axes])
-            case ir.Input() | ir.Const() | ir.Position() | ir.Size() | ir.Param() | ir.Pointwise() | ir.Reduce():
-                memo[m] = with_children(m, tuple(memo[c] for c in ir.children(m)))
+            case ir.Pointwise() | ir.Reduce():
+                memo[m] = with_children(m, tuple(memo.get(c, c) for c in ir.children(m)))
             case _:
                 return n
     return where(conjunction([c for a, e in n.at for c in lies_on(e, a)]), memo[n.x], ZERO)
