@@ -78,9 +78,9 @@ def test_masks_by_any_and_all_of_a_few() -> None:
 def test_a_read_of_a_sum_over_the_axis_of_its_position() -> None:
     """The position is that of the row outside of the sum, not of the terms within."""
     torch.manual_seed(0)
-    text = "kernel f(x[t,d], w[v,d], u[t,v], at[t]: int) -> y[t]:\n    s = sum[d](x * w) * sum[t](u)\n    y = s[v -> at]\n"
+    text = "kernel f(x[t,d], w[v,d], u[t,v], at[t]: int) -> y[t]:\n    s = sum[d](x * w) + sum[t](u)\n    y = s[v -> at]\n"
     kernel = weft.loads(text)["f"]
     x, w, u = torch.randn(9, 4), torch.randn(7, 4), torch.randn(9, 7)
     at = torch.randint(0, 7, (9,))
-    wanted = (x @ w.T * u.sum(0)).gather(1, at[:, None])[:, 0]
+    wanted = (x @ w.T + u.sum(0)).gather(1, at[:, None])[:, 0]
     torch.testing.assert_close(kernel(x, w, u, at), wanted)
