@@ -14,7 +14,21 @@ from operator import and_
 from typing import TYPE_CHECKING
 
 from . import ir
-from .algebra import ZERO, add, conjunction, conjuncts, factors, is_const, product, reduce_sum, terms, total, where, with_children
+from .algebra import (
+    ZERO,
+    add,
+    conjunction,
+    conjuncts,
+    factors,
+    is_const,
+    product,
+    reduce_sum,
+    substitute,
+    terms,
+    total,
+    where,
+    with_children,
+)
 from .online import distribute, splits_terms
 from .plan import lies_on
 
@@ -72,7 +86,9 @@ def _read_before(n: ir.Read) -> ir.Node:
     sums = [m for m in moved if isinstance(m, ir.Reduce)]
     places = {a for e in at.values() for a in e.axes}
     plain = all(m.op == "sum" and m.where is None and not places & set(m.over) for m in sums)
-    if not sums or not plain or not set(n.axes) < set(n.x.axes) or _is_of_values(at.values()):
+    fewer = bool(sums) and set(n.axes) < set(n.x.axes)
+    shifted = not sums and any(isinstance(m, ir.Read) for m in moved) and all(isinstance(e, ir.Position) for e in at.values())
+    if not plain or not (fewer or shifted) or _is_of_values(at.values()):
         return n
     memo: dict[ir.Node, ir.Node] = {}
     for m in moved:
@@ -81,6 +97,8 @@ def _read_before(n: ir.Read) -> ir.Node:
                 memo[m] = at[axis]
             case ir.Input():
                 memo[m] = ir.read(m, [(a, e) for a, e in n.at if a in m.axes])
+            case ir.Read(x=ir.Input() as x, at=((axis, e),)) if shifted and axis in at and not at.keys() & ({*x.axes} - {axis}):
+                memo[m] = ir.read(x, [(axis, substitute(e, {ir.position(axis): at[axis]}))])
             case ir.Pointwise() | ir.Reduce():
                 memo[m] = with_children(m, tuple(memo.get(c, c) for c in ir.children(m)))
             case _:

@@ -208,7 +208,8 @@ def _plan_graph(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir
     if routings:
         outputs = push_reads(outputs, dict(lowered.hints.extents), lowered.by_extent)
     became: dict[ir.Node, ir.Node] = {}
-    outputs = split_sums(read_before_products(canonicalise(outputs, became)))
+    outputs = canonicalise(outputs, became)
+    outputs = split_sums(outputs if routings else read_before_products(outputs))
     if lowered.tables_first is not False:
         written, outputs = outputs, read_after_products(outputs, dict(lowered.hints.extents), lowered.by_extent)
         lowered.tables_first = True if outputs != written else lowered.tables_first
