@@ -151,6 +151,14 @@ def _weighs_bins(n: ir.Reduce) -> bool:
     return n.op == "sum" and n.where is None and {*n.over} == {s[0] for s in scattered if s is not None}
 
 
+def _is_made_row(f: ir.Node, paired: list[ir.Node], found: Structure) -> bool:
+    """Whether a factor that no tensor holds is nevertheless a row of features for every position, a projection, beside weights of pairs."""
+    if not (isinstance(f, ir.Reduce) and f.op == "sum" and f.where is None and set(f.over) <= found.whole):
+        return False
+    places = set(f.axes) - found.features
+    return len(places) < len(f.axes) and any(places < set(g.axes) - found.features for g in paired if g is not f)
+
+
 def find_stages(outputs: Mapping[str, ir.Node], kernel: typed.Kernel) -> tuple[list[Axes], set[str]]:
     """The axes of sums over positions that leave features and that no tensor of the kernel has (keys summed to fewer keys, an attention to
     keys that are attended to in turn), and these positions. None where another such sum leaves something else."""
@@ -264,6 +272,7 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
         conditions = [c for c in conjuncts(sweep.where) if scattered is None or c is not scattered[2]]
         parts = factors(sweep.x)
         paired = [f for f in parts if not found.storable(f.axes)]
+        paired = [f for f in paired if not _is_made_row(f, paired, found)]
         if not paired and parts and not conditions:
             paired = [max(parts, key=lambda f: len(f.axes))]
             own = found.features & {*paired[0].axes} if scattered is not None else set()

@@ -46,9 +46,34 @@ kernel a(q[b,h,i,d], k[b,h,t,d], v[b,h,t,e], decay[h,d]) -> o[b,h,i,e]:
 """
 """Attention to a running mean of keys (Ma et al., 2022, arXiv:2209.10655)."""
 
-SPECS = {"relative": RELATIVE, "histogram": HISTOGRAM, "smoothed": SMOOTHED}
+PROJECTED = """
+kernel a(x[b,t,c], wq[h,c,d], wk[h,c,d], wv[h,c,e]) -> o[b,h,i,e]:
+    axis i = size(t)
+    axis j = size(t)
+    sample wq = normal() / sqrt(size(c))
+    sample wk = normal() / sqrt(size(c))
+    q = sum[c](x[t -> i] * wq)
+    k = sum[c](x[t -> j] * wk)
+    v = sum[c](x[t -> j] * wv)
+    mask j <= i
+    o = sum[j](softmax[j](sum[d](q * k) / sqrt(size(d))) * v)
+"""
+"""With its projections: a tile of keys and values is projected where it is used."""
 
-SHARE = {"relative": 1, "histogram": 1, "smoothed": 1.5}
+SHIFTED = """
+kernel a(x[b,t,h,d], mk[h,d], mv[h,d]) -> o[b,i,h,d]:
+    axis i = size(t)
+    axis j = size(t)
+    k = x + mk * (x[t -> t - 1] - x)
+    v = x + mv * (x[t -> t - 1] - x)
+    mask j <= i
+    o = sum[j](softmax[j](sum[d](x[t -> i] * k[t -> j]) / sqrt(size(d))) * v[t -> j])
+"""
+"""Keys and values are mixed with those of the token before (token shift, as in RWKV)."""
+
+SPECS = {"relative": RELATIVE, "histogram": HISTOGRAM, "smoothed": SMOOTHED, "projected": PROJECTED, "shifted": SHIFTED}
+
+SHARE = {"relative": 1, "histogram": 1, "smoothed": 1.5, "projected": 1.1, "shifted": 1}
 """Of what attention without a mask costs; a causal mask leaves half of that."""
 
 
@@ -84,7 +109,7 @@ def test_scores_are_not_computed_again_for_every_feature(name: str) -> None:
 def test_no_scores_in_memory(name: str) -> None:
     _, _, (plain, plain_backward) = _plans(kernel("full"))
     made: Kernel = weft.loads(SPECS[name]).a
-    forward, backward, flops = _plans(made, {"r": 9} if name != "smoothed" else {})
+    forward, backward, flops = _plans(made, {"r": 9} if "table" in SPECS[name] else {})
     assert backward is not None
     assert flops[0] <= SHARE[name] * plain and flops[1] <= SHARE[name] * plain_backward
     pairs = ({"i", "j"}, {"i", "t"})
