@@ -63,22 +63,6 @@ def _partial_sums(total: Tensor, squares: Tensor, terms: float) -> Tensor:
     return (terms / 3 * total * total + terms / 2 * spread).sqrt()
 
 
-class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the largest finite number that operations on real numbers give while it is active."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found = 0.0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.is_floating_point() and func.overloadpacket.__name__ in ROUNDED and result.numel():
-            self.found = max(self.found, float(result.nan_to_num(0.0, 0.0, 0.0).abs().amax()))
-        return result
-
-
 def amplification(exact: Tensor | None, nudged: Tensor | None) -> tuple[float, float]:
     """RMS and maximum of what a nudge moved, per unit of nudge, among finite numbers."""
     if exact is None or nudged is None or not exact.is_floating_point():

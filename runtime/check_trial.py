@@ -22,7 +22,7 @@ from ..dsl.typed import Kernel as TypedKernel
 from ..dsl.typed import Spec
 from . import check_compare as judge
 from .check_choices import differs, matching, mistaken
-from .check_noise import Largest, Nudged, amplification
+from .check_noise import Nudged, amplification
 from .check_report import Failure, FailureKind, Measure
 from .check_rounding import OtherWay
 from .check_shapes import Case, Limits, batch_axes, call_sizes
@@ -30,12 +30,6 @@ from .check_values import Inputs, broken_assumptions, dead_slices, draw_cotangen
 
 DRAWS = 3
 """Nudges that measure conditioning: one would show little of a single number by chance."""
-
-REASON = 1e3
-"""How much larger than a cotangent, an output and the inputs a number on the way to a gradient may count."""
-
-VANISHING = 1e-14
-"""What float64 leaves of terms that cancel to 0, per unit of a term."""
 
 Direction = Literal["forward", "backward"]
 
@@ -270,7 +264,7 @@ class Trial:
                 rms, largest = amplification(value, moved[quantity])
                 found[quantity] = judge.Floor(max(rms, found[quantity].rms), max(largest, found[quantity].max))
         for name, gradient in self.exact.gradients.items():
-            if gradient is not None and _largest([gradient]) <= VANISHING * self._term:
+            if gradient is not None and not bool(gradient.any()):
                 rms, largest = found[f"d_{name}"]
                 found[f"d_{name}"] = judge.Floor(max(rms, self._term), max(largest, self._term))
         return found
@@ -278,15 +272,10 @@ class Trial:
     @cached_property
     def _term(self) -> float:
         """How large the terms of a gradient may be that cancel to 0: a cotangent times an output times the inputs. In half precision times
-        the largest input only, for what kernels compute there is rounded to float32. Or, where that is more, the largest number on the way
-        there times an input, such as the reciprocal of a small variance; but not beyond all reason, as an exp may be."""
+        the largest input only, for what kernels compute there is rounded to float32."""
         given = [max(1.0, _largest([self.inputs.tensors[n]])) for n in self.exact.gradients]
         joined = math.prod(given) if self.dtype.itemsize >= 4 else max(given, default=1.0)
-        term = _largest(self.cotangents.values()) * max(1.0, _largest(self.exact.outputs.values())) * joined
-        with Largest() as largest, watching(self.given):
-            self.reference(self.inputs, torch.float64)
-        on_the_way = largest.found * max(given, default=1.0)
-        return float(max(term, min(on_the_way, REASON * term)))
+        return _largest(self.cotangents.values()) * max(1.0, _largest(self.exact.outputs.values())) * joined
 
     def repeated(self, first: Values) -> list[Failure]:
         """The same call again gives the same bits."""

@@ -166,6 +166,27 @@ def test_entropies_of_large_scores_keep_their_digits() -> None:
     assert float((kernel(q, k, strict=True).double() - wanted).abs().max()) < 1e-3
 
 
+RECTIFIED = """
+kernel rectified(q[h,i,d], k[h,j,d], v[h,j,e]) -> o[h,i,e]:
+    mask j <= i
+    s = sum[d](q * k)
+    top = max[j](s)
+    u = exp(s - top) - exp(-top)
+    o = sum[j](relu(u) * v) / (sum[j](abs(u)) + 1e-6)
+"""
+"""Softpick (Zuhri et al., 2025, arXiv:2504.20966), whose exp(-top) leaves the range of float32."""
+
+
+def test_nothing_comes_back_through_an_exp_that_overflows() -> None:
+    torch.manual_seed(0)
+    q = torch.randn(1, 3, 8).abs() * 30
+    k, v = -q[:, :1] - 1, torch.randn(1, 1, 5)
+    ours, theirs = (pulled(weft.loads(RECTIFIED)["rectified"], backend, q, k, v) for backend in ("c", "reference"))
+    for a, b in zip(ours, theirs, strict=True):
+        assert bool(b.isfinite().all())
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_the_weight_of_a_single_key_is_1_however_large_its_score_is() -> None:
     """The backward pass computes the score again, and rounds it as the forward pass did before it takes the logarithm of the sum off."""
     torch.manual_seed(0)

@@ -109,6 +109,7 @@ def test_scores_are_not_computed_again_for_every_feature(name: str) -> None:
 def test_no_scores_in_memory(name: str) -> None:
     _, _, (plain, plain_backward) = _plans(kernel("full"))
     made: Kernel = weft.loads(SPECS[name]).a
+    assert made.plan(backend="c"), "raises where nothing is fused"
     forward, backward, flops = _plans(made, {"r": 9} if "table" in SPECS[name] else {"t": 2048} if "x[b,t" in SPECS[name] else {})
     assert backward is not None
     assert flops[0] <= SHARE[name] * plain and flops[1] <= SHARE[name] * plain_backward
