@@ -201,16 +201,26 @@ def reciprocal(x: ir.Node) -> ir.Node:
 
 
 def product(terms: Iterable[ir.Node]) -> ir.Node:
-    """The product of terms in canonical order; reciprocals become one division at the end."""
+    """The product of terms in canonical order; reciprocals become one division at the end, and another one for each that occurs again: the
+    square of a small number may be 0 where the number is not."""
     result: ir.Node = ONE
     below: ir.Node = ONE
+    divisors: list[ir.Node] = []
+    again: list[ir.Node] = []
     for f in sorted(_join_weights(list(terms)), key=birth):
         match f:
             case ir.Pointwise(op="div", args=(a, b)) if is_const(a, 1):
-                below = mul(below, b)
+                if b in divisors and b.axes:
+                    again.append(b)
+                else:
+                    divisors.append(b)
+                    below = mul(below, b)
             case _:
                 result = mul(result, f)
-    return div(result, below)
+    result = div(result, below)
+    for b in again:
+        result = div(result, b)
+    return result
 
 
 def _join_weights(parts: list[ir.Node]) -> list[ir.Node]:

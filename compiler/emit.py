@@ -39,6 +39,7 @@ from .tasks import Crowded, Group, NotFused, Task, is_few, pick_tiled, reached
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from collections.abc import Set as AbstractSet
 
 
 TRIED = ".tried"
@@ -102,8 +103,11 @@ def _smallest(context: Context, group: Group, name: str, extra: Group | None) ->
     return KernelBuilder(context, group, name, finer[-1], extra).build() if finer else kernel
 
 
-def _most_lacked(axes: set[str], sweeps: Iterable[ir.Reduce], whole: set[str]) -> set[str]:
-    """Of some axes those that the fewest factors of the sweeps have; rather those of weights, which have no whole axes."""
+def _most_lacked(axes: AbstractSet[str], sweeps: Iterable[ir.Reduce], whole: set[str]) -> AbstractSet[str]:
+    """Of some axes those that the fewest factors of the sweeps have: their tiles are used again most often. Rather those of weights, which
+    have no whole axes."""
+    if len(axes) < 2:
+        return axes
     parts = [f for s in sweeps for f in factors(s.x)]
     counts = {a: (sum(a in f.axes for f in parts), all(whole & set(f.axes) for f in parts if a in f.axes)) for a in axes}
     return {a for a in axes if counts[a] == min(counts.values())}
@@ -190,7 +194,7 @@ class KernelBuilder(Sweeps):
             return self.structure.sort(kept)[-1]
         if sweeps and all(self._is_outer(s, kept) for s in sweeps):
             return None
-        features = kept & self.structure.features
+        features = kept & self.structure.innermost
         if features and not self.context.loops_first:  # a program for every row of a tensor: what lies side by side is loaded together
             return self.structure.sort(features)[-1]
         lacking = {
@@ -201,9 +205,13 @@ class KernelBuilder(Sweeps):
             for n in ir.topological([f])
             if isinstance(n, ir.Input) and a not in n.axes and n.axes and not _is_numbering(n)
         }
-        if self.structure.stages:  # what was one kernel's keys is another one's rows: the axis that most operands lack
-            lacking = _most_lacked(lacking & self.structure.pair or lacking, sweeps, self.structure.whole)
-        candidates = lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
+        if self.structure.stages:  # what was one kernel's keys is another one's rows
+            lacking = {*_most_lacked(lacking & self.structure.pair or lacking, sweeps, self.structure.whole)}
+        candidates: AbstractSet[str] = (
+            lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
+        )
+        if not any(ir.fixed_extent(a) for a in kept):  # steps of a chunk are all the same
+            candidates = _most_lacked(candidates, sweeps, self.structure.whole)
         if candidates and candidates <= self.structure.narrow:  # a few indices fill no tile: rather what a whole factor lacks
             candidates = {a for a in kept for s in sweeps for f in factors(s.x) if a not in f.axes} - self.structure.narrow or candidates
         rows = pick_tiled(candidates, self.structure) if candidates else None

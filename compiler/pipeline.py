@@ -166,13 +166,13 @@ def _lower(lowered: Lowered) -> None:
 
 def _plan_stages(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir.Node], too_wide: bool) -> bool:
     """Plans a graph with what its stages hand on stored, where tiles would keep positions whole or be too large; True if that is done."""
-    stages, positions = find_stages(_canonical(stepped, constants), lowered.graph.kernel)
+    stages = find_stages(_canonical(stepped, constants), lowered.graph.kernel)
     plan = lowered.forward
-    if not stages or (plan is not None and not any(positions & {*k.whole} for k in plan.kernels)):
+    if not stages.axes or (plan is not None and not stages.projects and not any(stages.positions & {*k.whole} for k in plan.kernels)):
         return False
     reasons = lowered.reasons
     _begin_again(lowered)
-    lowered.stages = stages
+    lowered.stages = stages.axes
     _plan_graph(lowered, stepped, constants, [])
     if lowered.forward is not None:
         return True

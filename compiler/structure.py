@@ -47,8 +47,10 @@ class Structure:
     """Axes kept whole that are too long for a tile: sums by position along them are added to in memory."""
     narrow: set[str] = field(default_factory=set)
     """Axes that a spec declares with few indices."""
-    features: set[str] = field(default_factory=set)
+    innermost: set[str] = field(default_factory=set)
     """Axes that lie innermost in every input of several axes that has them, but for narrow ones."""
+    features: set[str] = field(default_factory=set)
+    """Those, and axes that lie innermost in all but weights, or that weights alone have and that are summed plainly."""
     shares: list[Axes] = field(default_factory=list)
     """Axes of the shares that heads store of a gradient that sums over them."""
 
@@ -135,7 +137,7 @@ def analyse(
     for n in nodes:
         if isinstance(n, ir.Reduce) and not found.storable(n.axes) and crossed & set(n.over) and not (n.op == "sum" and n.where is None):
             found.hosts.append(frozenset(n.axes))
-    _order(kernel, found)
+    _order(kernel, found, nodes)
     found.pair.update(time)
     for n in nodes:
         if isinstance(n, ir.Reduce) and not found.storable(n.axes):
@@ -159,23 +161,46 @@ def _is_made_row(f: ir.Node, paired: list[ir.Node], found: Structure) -> bool:
     return len(places) < len(f.axes) and any(places < set(g.axes) - found.features for g in paired if g is not f)
 
 
-def find_stages(outputs: Mapping[str, ir.Node], kernel: typed.Kernel) -> tuple[list[Axes], set[str]]:
-    """The axes of sums over positions that leave features and that no tensor of the kernel has (keys summed to fewer keys, an attention to
-    keys that are attended to in turn), and these positions. None where another such sum leaves something else."""
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What one part of a graph hands to the next: the axes of sums that no tensor of the kernel has."""
+
+    axes: list[Axes] = field(default_factory=list)
+    positions: set[str] = field(default_factory=set)
+    """That some of these sums go over."""
+    projects: bool = False
+    """Whether some are projections, rows of features times weights, and scores are made of what is handed on."""
+
+
+def find_stages(outputs: Mapping[str, ir.Node], kernel: typed.Kernel) -> Stages:
+    """Sums over positions that leave features and that no tensor of the kernel has (keys summed to fewer keys, an attention to keys that
+    are attended to in turn), and projections. None where another such sum leaves something else."""
     hosts = [frozenset(t.axes) for t in (*kernel.inputs, *kernel.outputs)]
-    features = ordered(kernel).features
+    nodes = list(ir.topological(outputs.values()))
+    order = Structure([], set(), set(), set())
+    _order(kernel, order, nodes)
+    features = order.features
     positions: set[str] = set()
     found: dict[Axes, None] = {}
-    for n in ir.topological(outputs.values()):
-        if isinstance(n, ir.Reduce) and n.op == "sum" and set(n.over) - features and not any(set(n.axes) <= h for h in hosts):
-            if set(n.over) & features:
-                return [], set()
+    projects = False
+    for n in nodes:
+        if not (isinstance(n, ir.Reduce) and n.op == "sum") or any(set(n.axes) <= h for h in hosts):
+            continue
+        if not set(n.over) - features:
+            if n.where is None and len(set(n.axes) & features) == 1 and any(isinstance(f, ir.Input) for f in factors(n.x)):
+                found[frozenset(n.axes)] = None
+                projects = True
+        elif set(n.over) & features:
+            return Stages()
+        else:
             found[frozenset(n.axes)] = None
             positions.update(n.over)
     stages = [axes for axes in found if len(axes & features) == 1]
     if not all(any(axes <= s for s in stages) for axes in found):
-        return [], set()
-    return stages, {a for a in positions if not _is_innermost(a, kernel)}
+        return Stages()
+    hosts += stages
+    projects &= any(isinstance(n, ir.Reduce) and not any(set(n.axes) <= h for h in hosts) for n in nodes)
+    return Stages(stages, {a for a in positions if not _is_innermost(a, kernel)}, projects)
 
 
 def _is_innermost(axis: str, kernel: typed.Kernel) -> bool:
@@ -217,18 +242,66 @@ def _crossing(nodes: list[ir.Node], outputs: list[Axes]) -> set[tuple[str, str]]
     return {(a, b) for a, b in pairs if not any({a, b} <= o for o in outputs)}
 
 
-def _order(kernel: typed.Kernel, found: Structure) -> None:
+def _order(kernel: typed.Kernel, found: Structure, nodes: Iterable[ir.Node] = ()) -> None:
+    """Fills in what the declarations say of the axes, and what ``nodes`` say of those that only weights have."""
     for tensor in (*kernel.inputs, *kernel.outputs):
         for dim in tensor.dims:
             found.minor.update(dim[1:])
     found.narrow = {a.name for a in kernel.axes if isinstance(a.extent, typed.Literal) and int(a.extent.value) < NARROW}
     wide = [[a for a in t.axes if a not in found.narrow] for t in kernel.inputs if len(t.axes) > 1]
-    found.features = {axes[-1] for axes in wide if axes} - {a for axes in wide for a in axes[:-1]}
+    found.innermost = {axes[-1] for axes in wide if axes} - {a for axes in wide for a in axes[:-1]}
+    found.features = found.innermost | _features_of_rows(kernel, found.narrow) | _features_of_weights(kernel, nodes)
     rank: dict[str, int] = {}
     for tensor in (*kernel.inputs, *kernel.outputs):
         for place, axis in enumerate(tensor.axes):
             rank.setdefault(axis, len(rank) + 100 * place)
     found.order = {axis: n for n, axis in enumerate(sorted(rank, key=lambda a: rank[a]))}
+
+
+def _sample_axis(kernel: typed.Kernel) -> str | None:
+    """The axis that all outputs begin with, if some inputs, weights, lack it and others have it before two more."""
+    firsts = {t.axes[0] if t.axes else None for t in kernel.outputs}
+    axis = firsts.pop()
+    if firsts or axis is None or all(axis in t.axes for t in kernel.inputs):
+        return None
+    return axis if any(t.axes[0] == axis and len(t.axes) > 2 for t in kernel.inputs if t.axes) else None
+
+
+def _features_of_rows(kernel: typed.Kernel, narrow: Collection[str]) -> set[str]:
+    """The axes that lie innermost in everything that differs by sample, wherever weights have them."""
+    sample = _sample_axis(kernel)
+    rows = [[a for a in t.axes if a not in narrow] for t in (*kernel.inputs, *kernel.outputs) if sample in t.axes[:-1]]
+    return {axes[-1] for axes in rows if len(axes) > 2} - {a for axes in rows for a in axes[:-1]}
+
+
+def _features_of_weights(kernel: typed.Kernel, nodes: Iterable[ir.Node]) -> set[str]:
+    """The axes that only weights have and that nothing but plain sums go over: what a projection makes."""
+    sample = _sample_axis(kernel)
+    if sample is None:
+        return set()
+    own = {a for t in kernel.inputs for a in t.axes} - {a for t in (*kernel.inputs, *kernel.outputs) if sample in t.axes for a in t.axes}
+    summed: set[str] = set()
+    places: set[str] = set()
+    for n in nodes:
+        match n:
+            case ir.Reduce(op="sum", over=over, where=None):
+                summed.update(over)
+            case ir.Reduce(op="sum", over=over, where=condition):
+                places.update(over, condition.axes if condition is not None else ())
+            case ir.Reduce():
+                places.update(n.over)
+                own -= operand_axes(n)
+            case ir.Position(axis=axis):
+                places.add(axis)
+            case ir.Read(x=x) | ir.Scan(x=x) | ir.Select(x=x):
+                own -= set(x.axes)
+            case _:
+                pass
+    for n in nodes:
+        if len(places & set(n.axes)) > 1 and isinstance(n, ir.Pointwise) and n.op not in ("mul", "div"):  # a score and its weight
+            own -= set(n.axes)
+    return (own & summed) - places
+    return own & summed
 
 
 def scatter_axis(node: ir.Reduce) -> tuple[str, ir.Node, ir.Node] | None:
@@ -284,12 +357,16 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
         elif paired:
             firm.update(a for f in paired for a in f.axes)
             held.update(a for f in parts if f not in paired for a in f.axes)
-        firm.update(sweep.over, *(c.axes for c in conditions))
+        looped = set(sweep.over)
+        if found.stages and looped - found.features:  # heads and their features: what was one sweep's row is summed as one
+            others += looped & found.features
+            looped -= found.features
+        firm.update(looped, *(c.axes for c in conditions))
         for f in paired:
             found.pair.update(set(f.axes) - found.whole - (found.features if found.stages and found.storable(f.axes) else set()))
         for c in conditions:
             found.pair.update(set(c.axes) - found.whole)
-        found.pair.update(set(sweep.over) - found.whole)
+        found.pair.update(looped - found.whole)
         others += [a for f in parts if f not in paired for a in f.axes]
         if scattered is not None:
             others.append(scattered[0])

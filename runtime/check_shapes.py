@@ -176,6 +176,13 @@ def roles(graph: ir.Graph) -> dict[str, Role]:
     shown = {a for t in graph.kernel.outputs if len(t.dims) >= 2 for a in t.dims[-1]}
     heads = last - always_last - reduced - shown  # that have a number each
     last -= heads
+    first = {t.axes[0] for t in graph.kernel.outputs if t.axes}
+    varying = {a for t in graph.kernel.inputs if first & set(t.axes) for a in t.axes}
+    unvarying = (before_last & (summed | shown)) - varying - positioned  # in weights alone, as what a projection makes: W[d, c]
+    if any(b in compared or b in swept for b in first):
+        unvarying &= shown
+    before_last -= unvarying
+    last |= unvarying
     found: dict[str, Role] = {}
     for axis in drawn_axes(graph.kernel):
         if axis in held:

@@ -75,6 +75,7 @@ def usual_sizes(graph: ir.Graph, usual: Usual) -> dict[str, int]:
     found = {a: "batch" if role == "sequence" and numbers_heads(graph, a) else role for a, role in roles(graph).items()}
     found |= dict.fromkeys(_mixed_heads(graph, found), "batch")
     side = _side(usual.length, sum(found.get(a) == "sequence" for a in first))
+    samples = {first[0] if first else None, *(t.axes[0] for t in graph.kernel.outputs if t.axes)}
     sizes: dict[str, int] = {}
     for axis, role in found.items():
         match role:
@@ -83,7 +84,8 @@ def usual_sizes(graph: ir.Graph, usual: Usual) -> dict[str, int]:
             case "feature":
                 sizes[axis] = usual.feature
             case _:
-                sizes[axis] = usual.batch if axis == first[0] else 1 if axis in later_parts else usual.heads
+                sizes[axis] = usual.batch if axis in samples else 1 if axis in later_parts else usual.heads
+    sizes |= dict.fromkeys(_slots(graph, found), usual.feature)
     sizes |= _experts(graph, found, sizes, usual)
     for axis, at in read_ties(graph):
         if axis in sizes and at in sizes:
@@ -120,6 +122,20 @@ def _mixed_heads(graph: ir.Graph, found: Mapping[str, Role]) -> set[str]:
         if partners and all(found.get(b) == "batch" or b in mixed for b in partners):
             mixed.add(axis)
     return mixed
+
+
+def _slots(graph: ir.Graph, found: Mapping[str, Role]) -> set[str]:
+    """Axes of learned positions, latents or slots of a memory: weights alone have them, which lack the axis of samples, and no position is
+    compared or read at."""
+    outputs = {t.axes[0] for t in graph.kernel.outputs if t.axes}
+    samples = [t for t in graph.kernel.inputs if outputs & set(t.axes)]
+    if any(found.get(a) != "batch" for a in outputs) or not samples:
+        return set()
+    nodes = graph_nodes(graph)
+    placed = {a for pair in compared_pairs(graph) for a in pair} | {a for s in graph.states.values() for a in s.along}
+    placed |= {n.axis for n in nodes if isinstance(n, ir.Position)} | {a for n in nodes if isinstance(n, ir.Read) for a, _ in n.at}
+    held = {a for t in graph.kernel.inputs if t in samples or t.dtype is not None for a in t.axes}  # numbers and masks are no weights
+    return {a for a, role in found.items() if role == "sequence" and a not in held | placed}
 
 
 def numbers_heads(graph: ir.Graph, axis: str) -> bool:

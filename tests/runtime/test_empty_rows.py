@@ -35,7 +35,7 @@ kernel entropy(q[i,d], k[j,d]) -> h[i]:
 """
 
 
-def pulled(kernel: weft.Kernel, backend: str, *tensors: Tensor, **params: int) -> list[Tensor]:
+def pulled(kernel: weft.Kernel, backend: str, *tensors: Tensor, **params: float) -> list[Tensor]:
     """The first output and all gradients of its sum."""
     leaves = [t.clone().requires_grad_() if t.is_floating_point() else t for t in tensors]
     found = kernel(*leaves, backend=backend, strict=backend == "c", **params)
@@ -164,6 +164,24 @@ def test_entropies_of_large_scores_keep_their_digits() -> None:
     q, k = torch.ones(4, 1), 300 + torch.randn(50, 1)
     wanted = kernel.reference(q.double(), k.double())
     assert float((kernel(q, k, strict=True).double() - wanted).abs().max()) < 1e-3
+
+
+RATIO = """
+kernel ratio(q[i,d], k[j,d], v[j,e]) -> o[i,e]:
+    param shift: float = 0
+    s = exp(sum[d](q * k) - shift)
+    o = sum[j](s * v) / sum[j](s)
+"""
+
+
+@pytest.mark.parametrize("shift", [60.0, -60.0])
+def test_sums_whose_squares_are_no_numbers(shift: float) -> None:
+    """A ratio of sums near 1e-26 or 1e26: its gradient has the square of the lower one, which is not formed."""
+    torch.manual_seed(0)
+    inputs = torch.randn(5, 4), torch.randn(7, 4), torch.randn(7, 3)
+    kernel = weft.loads(RATIO)["ratio"]
+    for got, want in zip(pulled(kernel, "c", *inputs, shift=shift), pulled(kernel, "reference", *inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 RECTIFIED = """

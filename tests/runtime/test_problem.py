@@ -41,6 +41,16 @@ def test_what_is_read_at_queries_and_keys_is_a_sequence() -> None:
     assert pose(kernel.graph, {}, {}, USUAL).extents["t"] == USUAL.length
 
 
+def test_what_weights_project_to_are_features_and_latents_are_few() -> None:
+    """No sample has these axes, which lie in front of others in every weight."""
+    kernel = weft.loads(
+        "kernel f(latent[n,c], x[b,j,c], wq[h,d,c], wk[h,d,c], wv[h,e,c]) -> o[b,h,n,e]:\n"
+        "    q = sum[c](latent * wq)\n    k = sum[c](x * wk)\n    v = sum[c](x * wv)\n"
+        "    o = sum[j](softmax[j](sum[d](q * k)) * v)\n"
+    )["f"]
+    assert pose(kernel.graph, {}, {}, USUAL).sizes == {"b": 1, "n": 64, "j": 2048, "h": 8, "c": 64, "d": 64, "e": 64}
+
+
 def test_given_sizes_and_params_win_and_declared_axes_follow() -> None:
     problem = pose(graph("moba"), {"j": 100, "i": 7}, {"block": 32}, USUAL)
     assert problem.extents["i"] == 7 and problem.extents["m"] == 4 and problem.params["block"] == 32

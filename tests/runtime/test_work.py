@@ -58,7 +58,34 @@ kernel a(x[b,t,c], wq[h,c,d], wk[h,c,d], wv[h,c,e]) -> o[b,h,i,e]:
     mask j <= i
     o = sum[j](softmax[j](sum[d](q * k) / sqrt(size(d))) * v)
 """
-"""With its projections: a tile of keys and values is projected where it is used."""
+"""With its projections, which are stored."""
+
+LAYER = """
+kernel a(x[b,t,c], wq[h,d,c], wk[h,d,c], wv[h,e,c], wo[h,e,c]) -> y[b,i,c]:
+    axis i = size(t)
+    axis j = size(t)
+    sample wq = normal() / sqrt(size(c))
+    sample wk = normal() / sqrt(size(c))
+    q = sum[c](x[t -> i] * wq)
+    k = sum[c](x[t -> j] * wk)
+    v = sum[c](x[t -> j] * wv)
+    mask j <= i
+    o = sum[j](softmax[j](sum[d](q * k) / sqrt(size(d))) * v)
+    y = sum[h, e](o * wo)
+"""
+"""A whole layer: what heads make is projected, too. Weights lie as those of `torch.nn.Linear`, outputs first."""
+
+CROSSED = """
+kernel a(x[b,i,c], context[b,j,m], pad[b,j]: bool, wq[h,d,c], bq[h,d], wk[h,d,m], wv[h,d,m]) -> o[b,h,i,d]:
+    sample wq = normal() / sqrt(size(c))
+    sample wk = normal() / sqrt(size(m))
+    mask not pad and j <= i
+    q = sum[c](x * wq) + bq
+    k = sum[m](context * wk)
+    v = sum[m](context * wv)
+    o = sum[j](softmax[j](sum[d](q * k) / sqrt(size(d))) * v)
+"""
+"""To the tokens of another sequence, with padding."""
 
 SHIFTED = """
 kernel a(x[b,t,h,d], mk[h,d], mv[h,d]) -> o[b,i,h,d]:
@@ -71,16 +98,26 @@ kernel a(x[b,t,h,d], mk[h,d], mv[h,d]) -> o[b,i,h,d]:
 """
 """Keys and values are mixed with those of the token before (token shift, as in RWKV)."""
 
-SPECS = {"relative": RELATIVE, "histogram": HISTOGRAM, "smoothed": SMOOTHED, "projected": PROJECTED, "shifted": SHIFTED}
+SPECS = {
+    "relative": RELATIVE,
+    "histogram": HISTOGRAM,
+    "smoothed": SMOOTHED,
+    "projected": PROJECTED,
+    "layer": LAYER,
+    "crossed": CROSSED,
+    "shifted": SHIFTED,
+}
 
-SHARE = {"relative": 1, "histogram": 1, "smoothed": 1.5, "projected": 1.1, "shifted": 1}
+SHARE = {"relative": 1, "histogram": 1, "smoothed": 1.5, "projected": 0.7, "layer": 0.7, "crossed": 1.2, "shifted": 1}
 """Of what attention without a mask costs; a causal mask leaves half of that."""
 
 
-def _plans(made: Kernel, sizes: dict[str, int] | None = None) -> tuple[Plan, Plan | None, tuple[int, int]]:
+def _plans(
+    made: Kernel, sizes: dict[str, int] | None = None, target: str = "c", feature: int = 64
+) -> tuple[Plan, Plan | None, tuple[int, int]]:
     """Forward and backward, and their FLOPs at usual sizes."""
-    problem = pose(made.graph, sizes or {}, {}, Usual(feature=64))
-    lowered = made.lowered("c", extents=problem.extents, params=problem.params)
+    problem = pose(made.graph, sizes or {}, {}, Usual(feature=feature))
+    lowered = made.lowered(target, extents=problem.extents, params=problem.params)
     if lowered.forward is None:
         pytest.skip("not fused")
     backward = lowered.backward(frozenset(lowered.differentiable)) if lowered.differentiable else None
@@ -115,6 +152,27 @@ def test_no_scores_in_memory(name: str) -> None:
     assert flops[0] <= SHARE[name] * plain and flops[1] <= SHARE[name] * plain_backward
     pairs = ({"i", "j"}, {"i", "t"})
     assert not [b for p in (forward, backward) for b in p.buffers.values() for pair in pairs if pair <= set(b.axes)]
+
+
+@pytest.mark.parametrize("name", ["projected", "layer", "crossed"])
+def test_projections_are_made_once_on_gpus(name: str) -> None:
+    """At features where tiles hold few rows, and projected values would be made again for every one of them."""
+    _, _, plain = _plans(kernel("full"), target="sm_90", feature=128)
+    made: Kernel = weft.loads(SPECS[name]).a
+    assert made.plan(backend="triton"), "raises where nothing is fused"
+    _, _, flops = _plans(made, {"t": 2048} if "x[b,t" in SPECS[name] else {}, "sm_90", 128)
+    assert 0 < flops[0] <= SHARE[name] * plain[0] and flops[1] <= SHARE[name] * plain[1]
+
+
+def test_projected_queries_share_tiles_of_keys() -> None:
+    """Rows of one head, and not the heads of one row: every key meets all of them."""
+    made: Kernel = weft.loads(
+        "kernel a(x[b,i,c], k[b,h,j,d], v[b,h,j,d], w[h,d,c]) -> o[b,h,i,d]:\n"
+        "    q = sum[c](x * w)\n    o = sum[j](softmax[j](sum[d](q * k) / sqrt(size(d))) * v)\n"
+    ).a
+    for target in ("c", "sm_90"):
+        forward, _, _ = _plans(made, target=target)
+        assert [k.rows for k in forward.kernels] == ["i"]
 
 
 @pytest.mark.parametrize("name", SPECS)
