@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from . import ir
-from .algebra import conjunction, conjuncts, factors, product, reduce_sum, with_children
+from .algebra import conjunction, conjuncts, factors, is_const, product, reduce_sum, with_children
 from .plan import Edge, Index, Local, Origin
 from .structure import NARROW, scatter_axis
 
@@ -335,7 +335,8 @@ class Planner:
             case ir.Reduce() if self.structure.is_sweep(node):
                 kept = frozenset(node.axes) - self.structure.whole
                 clash = task.kept & set(node.over) or (node in self.alone and node is not task.node)
-                if clash or (kept != task.kept and not (kept < task.kept and _is_plain(node))):
+                again = kept < task.kept and _is_plain(node) and not (is_const(node.x, 1) and self.structure.features & task.kept - kept)
+                if clash or (kept != task.kept and not again):  # no row is counted again for every one of its features
                     self._need(node, task)
                     return
                 if node not in task.sweeps:
