@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import ir
-from .algebra import ZERO, factors, is_const, product, with_children
+from .algebra import ZERO, factors, is_const, is_met, product, reduce_sum, with_children
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -24,7 +24,11 @@ def quieted(gradients: dict[str, ir.Node], cotangents: Collection[ir.Node]) -> d
     memo: dict[ir.Node, ir.Node] = {}
     for n in ir.topological(gradients.values()):
         new = with_children(n, tuple(memo[c] for c in ir.children(n)))
-        memo[n] = _quiet(new, cotangents, summed[n]) if n in summed else new
+        if n in summed:
+            new = _quiet(new, cotangents, summed[n])
+        elif isinstance(new, ir.Reduce) and new.op == "sum" and new.where is None and is_product(new.x):
+            new = _picked(new, cotangents)
+        memo[n] = new
     return {name: memo[node] for name, node in gradients.items()}
 
 
@@ -79,6 +83,41 @@ def _quiet(n: ir.Node, cotangents: Collection[ir.Node], summed: bool) -> ir.Node
         return n
     rest = [f for f in parts if f not in coming and f not in risky]
     return product([ir.pointwise("where", ir.pointwise("eq", known, ZERO), ZERO, own), *rest])
+
+
+def _picked(n: ir.Reduce, cotangents: Collection[ir.Node]) -> ir.Node:
+    """A sum over positions of a matrix product, of those alone that something comes back to."""
+    parts = factors(n.x)
+    coming = [f for f in parts if _places(f) & set(n.over)]
+    places = {a for f in coming for a in _places(f)}
+    if not any(_holds_anything(f, places) for f in parts if f not in coming and f not in cotangents):
+        return n
+    seen = [c for c in map(_reached, coming) if c is not None and set(c.axes) & set(n.over)]
+    return reduce_sum(n.over, n.x, seen[0]) if seen else n
+
+
+def _reached(n: ir.Node) -> ir.Node | None:
+    """Whether any sum that ``_places`` finds has something to sum."""
+    match n:
+        case ir.Reduce(op="sum", over=over, where=condition) if condition is not None:
+            return None if any(ir.is_made(a) for a in condition.axes) else is_met(over, condition)
+        case ir.Reduce(op="sum", over=over, where=None, x=x):
+            found = _reached(x)
+            return found if found is not None and not set(over) & set(found.axes) else None
+        case ir.Pointwise(op="where", args=(_, a, b)) if is_const(a, 0) or is_const(b, 0):
+            return _reached(b if is_const(a, 0) else a)
+        case ir.Pointwise(op="add" | "sub", args=(a, b)):
+            first, second = _reached(a), _reached(b)
+            if first is None or second is None:
+                return None
+            return first if first is second else ir.pointwise("or", first, second)
+        case ir.Pointwise(op="neg", args=(a,)) | ir.Pointwise(op="div", args=(a, _)):
+            return _reached(a)
+        case ir.Pointwise(op="mul", args=(a, b)):
+            first = _reached(a)
+            return first if first is not None else _reached(b)
+        case _:
+            return None
 
 
 def _places(n: ir.Node) -> set[str]:

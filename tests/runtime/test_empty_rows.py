@@ -143,14 +143,15 @@ kernel turned(q[b,h,i,(c f)], k[b,h,j,(c f)], v[b,h,j,e], gain[f]) -> o[b,h,i,e]
 """
 
 
-@pytest.mark.parametrize("name", ["normed", "linear", "turned"])
+@pytest.mark.parametrize("name", ["normed", "linear", "turned", "hedgehog"])
 def test_nan_in_keys_that_no_query_sees_reaches_no_gradient(name: str) -> None:
     """Neither theirs, by a derivative that is NaN times 0, nor that of a weight of all keys."""
     torch.manual_seed(0)
     k, v = torch.randn(2, 1, 20, 8), torch.randn(2, 1, 20, 5)
     k[:, :, 13:], v[:, :, 13:] = torch.nan, torch.nan
-    kernel = weft.loads(FEATURES)[name]
-    inputs = (torch.randn(2, 1, 13, 8), k, v, torch.rand(4 if name == "turned" else 8) + 0.5)
+    kernel = weft.specs.hedgehog if name == "hedgehog" else weft.loads(FEATURES)[name]
+    weights = [torch.randn(1, 8, 6), torch.randn(1, 8, 6)] if name == "hedgehog" else [torch.rand(4 if name == "turned" else 8) + 0.5]
+    inputs = torch.randn(2, 1, 13, 8), k, v, *weights
     ours, theirs = (pulled(kernel, backend, *inputs) for backend in ("c", "reference"))
     for a, b in zip(ours, theirs, strict=True):
         assert bool(b.isfinite().all())
