@@ -137,7 +137,7 @@ def analyse(
     for n in nodes:
         if isinstance(n, ir.Reduce) and not found.storable(n.axes) and crossed & set(n.over) and not (n.op == "sum" and n.where is None):
             found.hosts.append(frozenset(n.axes))
-    _order(kernel, found, nodes)
+    _order(kernel, found, ir.topological(forward.values()))
     found.pair.update(time)
     for n in nodes:
         if isinstance(n, ir.Reduce) and not found.storable(n.axes):
@@ -275,13 +275,12 @@ def _features_of_rows(kernel: typed.Kernel, narrow: Collection[str]) -> set[str]
 
 
 def _features_of_weights(kernel: typed.Kernel, nodes: Iterable[ir.Node]) -> set[str]:
-    """The axes that only weights have and that nothing but plain sums go over: what a projection makes."""
-    sample = _sample_axis(kernel)
-    if sample is None:
-        return set()
-    own = {a for t in kernel.inputs for a in t.axes} - {a for t in (*kernel.inputs, *kernel.outputs) if sample in t.axes for a in t.axes}
-    summed: set[str] = set()
+    """The axes that plain sums go over or that results end with, that no score has and that do not number what differs by place: what
+    projections make and take."""
+    summed = {t.axes[-1] for t in kernel.outputs if len(t.axes) > 1}
     places: set[str] = set()
+    other: set[str] = set()
+    scores: list[ir.Node] = []
     for n in nodes:
         match n:
             case ir.Reduce(op="sum", over=over, where=None):
@@ -290,18 +289,22 @@ def _features_of_weights(kernel: typed.Kernel, nodes: Iterable[ir.Node]) -> set[
                 places.update(over, condition.axes if condition is not None else ())
             case ir.Reduce():
                 places.update(n.over)
-                own -= operand_axes(n)
+                other |= operand_axes(n)
             case ir.Position(axis=axis):
                 places.add(axis)
-            case ir.Read(x=x) | ir.Scan(x=x) | ir.Select(x=x):
-                own -= set(x.axes)
+            case ir.Read(at=at):
+                other.update(axis for axis, _ in at)
+            case ir.Scan(axis=axis):
+                places.add(axis)
+            case ir.Select(over=over):
+                places.update(over)
+            case ir.Pointwise(op=op) if op not in ("mul", "div"):
+                scores.append(n)
             case _:
                 pass
-    for n in nodes:
-        if len(places & set(n.axes)) > 1 and isinstance(n, ir.Pointwise) and n.op not in ("mul", "div"):  # a score and its weight
-            own -= set(n.axes)
-    return (own & summed) - places
-    return own & summed
+    other |= {a for n in scores if len(places & set(n.axes)) > 1 for a in n.axes}
+    other |= {a for t in kernel.inputs if places & set(t.axes) for a in t.axes[:-1]}
+    return summed - places - other if places else set()
 
 
 def scatter_axis(node: ir.Reduce) -> tuple[str, ir.Node, ir.Node] | None:
@@ -374,6 +377,10 @@ def _sweep_axes(nodes: list[ir.Node], found: Structure, extents: Mapping[str, in
             if extents.get(scattered[0], 0) > WHOLE_LIMIT:
                 (found.tables if in_memory else found.pair).add(scattered[0])
     found.pair -= (loose & held) - firm
+    if found.stages:  # features of a row that another stage sums: whole there as well
+        both = found.features & held & found.pair
+        found.by_extent |= both
+        found.pair -= {a for a in both if extents.get(a, 0) <= WHOLE_LIMIT}
     for n in nodes:
         if isinstance(n, ir.Reduce) and found.storable(operand_axes(n)) and n.where is None:
             others += n.over

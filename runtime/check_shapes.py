@@ -177,9 +177,12 @@ def roles(graph: ir.Graph) -> dict[str, Role]:
     heads = last - always_last - reduced - shown  # that have a number each
     last -= heads
     first = {t.axes[0] for t in graph.kernel.outputs if t.axes}
-    varying = {a for t in graph.kernel.inputs if first & set(t.axes) for a in t.axes}
-    unvarying = (before_last & (summed | shown)) - varying - positioned  # in weights alone, as what a projection makes: W[d, c]
-    if any(b in compared or b in swept for b in first):
+    scored = {a for n in graph_nodes(graph) if isinstance(n, ir.Reduce) and n.op not in ("sum", "any", "all") for a in n.x.axes}
+    places = compared | swept or first
+    varying = {a for t in graph.kernel.inputs if places & set(t.axes) for a in t.axes}
+    varying |= {a for t in graph.kernel.outputs for a in t.axes[:-1]}
+    unvarying = (before_last & (summed | shown)) - varying - positioned - scored  # in weights alone, as what a projection makes: W[d, c]
+    if not compared | swept:
         unvarying &= shown
     before_last -= unvarying
     last |= unvarying

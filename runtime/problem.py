@@ -75,7 +75,7 @@ def usual_sizes(graph: ir.Graph, usual: Usual) -> dict[str, int]:
     found = {a: "batch" if role == "sequence" and numbers_heads(graph, a) else role for a, role in roles(graph).items()}
     found |= dict.fromkeys(_mixed_heads(graph, found), "batch")
     side = _side(usual.length, sum(found.get(a) == "sequence" for a in first))
-    samples = {first[0] if first else None, *(t.axes[0] for t in graph.kernel.outputs if t.axes)}
+    samples = _samples(graph, found) | set(first[:1])
     sizes: dict[str, int] = {}
     for axis, role in found.items():
         match role:
@@ -124,12 +124,19 @@ def _mixed_heads(graph: ir.Graph, found: Mapping[str, Role]) -> set[str]:
     return mixed
 
 
+def _samples(graph: ir.Graph, found: Mapping[str, Role]) -> set[str]:
+    """The axes of samples: outputs begin with them, and so do inputs with positions."""
+    first = {t.axes[0] for t in graph.kernel.outputs if t.axes}
+    placed = {t.axes[0] for t in graph.kernel.inputs if any(found.get(a) == "sequence" for a in t.axes[1:])}
+    return {a for a in first & placed if found.get(a) == "batch"}
+
+
 def _slots(graph: ir.Graph, found: Mapping[str, Role]) -> set[str]:
     """Axes of learned positions, latents or slots of a memory: weights alone have them, which lack the axis of samples, and no position is
     compared or read at."""
-    outputs = {t.axes[0] for t in graph.kernel.outputs if t.axes}
+    outputs = _samples(graph, found)
     samples = [t for t in graph.kernel.inputs if outputs & set(t.axes)]
-    if any(found.get(a) != "batch" for a in outputs) or not samples:
+    if not samples:
         return set()
     nodes = graph_nodes(graph)
     placed = {a for pair in compared_pairs(graph) for a in pair} | {a for s in graph.states.values() for a in s.along}

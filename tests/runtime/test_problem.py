@@ -51,6 +51,14 @@ def test_what_weights_project_to_are_features_and_latents_are_few() -> None:
     assert pose(kernel.graph, {}, {}, USUAL).sizes == {"b": 1, "n": 64, "j": 2048, "h": 8, "c": 64, "d": 64, "e": 64}
 
 
+def test_what_weights_project_to_are_features_without_samples_too() -> None:
+    kernel = weft.loads(
+        "kernel f(x[i,c], y[j,m], wq[h,d,c], wk[h,d,m], wv[h,e,m]) -> o[h,i,e]:\n"
+        "    q = sum[c](x * wq)\n    k = sum[m](y * wk)\n    v = sum[m](y * wv)\n    o = sum[j](softmax[j](sum[d](q * k)) * v)\n"
+    )["f"]
+    assert pose(kernel.graph, {}, {}, USUAL).sizes == {"i": 2048, "c": 64, "j": 2048, "m": 64, "h": 8, "d": 64, "e": 64}
+
+
 def test_given_sizes_and_params_win_and_declared_axes_follow() -> None:
     problem = pose(graph("moba"), {"j": 100, "i": 7}, {"block": 32}, USUAL)
     assert problem.extents["i"] == 7 and problem.extents["m"] == 4 and problem.params["block"] == 32

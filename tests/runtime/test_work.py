@@ -98,17 +98,34 @@ kernel a(x[b,t,h,d], mk[h,d], mv[h,d]) -> o[b,i,h,d]:
 """
 """Keys and values are mixed with those of the token before (token shift, as in RWKV)."""
 
+ALONE = LAYER.replace("[b,", "[")
+"""One sample, without an axis for it."""
+
+ONE_HEAD = LAYER.replace("[h,", "[").replace("sum[h, e]", "sum[e]")
+
 SPECS = {
     "relative": RELATIVE,
     "histogram": HISTOGRAM,
     "smoothed": SMOOTHED,
     "projected": PROJECTED,
     "layer": LAYER,
+    "alone": ALONE,
+    "one head": ONE_HEAD,
     "crossed": CROSSED,
     "shifted": SHIFTED,
 }
 
-SHARE = {"relative": 1, "histogram": 1, "smoothed": 1.5, "projected": 0.7, "layer": 0.7, "crossed": 1.2, "shifted": 1}
+SHARE = {
+    "relative": 1,
+    "histogram": 1,
+    "smoothed": 1.5,
+    "projected": 0.7,
+    "layer": 0.7,
+    "alone": 0.9,
+    "one head": 0.15,
+    "crossed": 1.2,
+    "shifted": 1,
+}
 """Of what attention without a mask costs; a causal mask leaves half of that."""
 
 
@@ -147,20 +164,20 @@ def test_no_scores_in_memory(name: str) -> None:
     _, _, (plain, plain_backward) = _plans(kernel("full"))
     made: Kernel = weft.loads(SPECS[name]).a
     assert made.plan(backend="c"), "raises where nothing is fused"
-    forward, backward, flops = _plans(made, {"r": 9} if "table" in SPECS[name] else {"t": 2048} if "x[b,t" in SPECS[name] else {})
+    forward, backward, flops = _plans(made, {"r": 9} if "table" in SPECS[name] else {"t": 2048} if "size(t)" in SPECS[name] else {})
     assert backward is not None
     assert flops[0] <= SHARE[name] * plain and flops[1] <= SHARE[name] * plain_backward
     pairs = ({"i", "j"}, {"i", "t"})
     assert not [b for p in (forward, backward) for b in p.buffers.values() for pair in pairs if pair <= set(b.axes)]
 
 
-@pytest.mark.parametrize("name", ["projected", "layer", "crossed"])
+@pytest.mark.parametrize("name", ["projected", "layer", "alone", "one head", "crossed"])
 def test_projections_are_made_once_on_gpus(name: str) -> None:
     """At features where tiles hold few rows, and projected values would be made again for every one of them."""
     _, _, plain = _plans(kernel("full"), target="sm_90", feature=128)
     made: Kernel = weft.loads(SPECS[name]).a
     assert made.plan(backend="triton"), "raises where nothing is fused"
-    _, _, flops = _plans(made, {"t": 2048} if "x[b,t" in SPECS[name] else {}, "sm_90", 128)
+    _, _, flops = _plans(made, {"t": 2048} if "size(t)" in SPECS[name] else {}, "sm_90", 128)
     assert 0 < flops[0] <= SHARE[name] * plain[0] and flops[1] <= SHARE[name] * plain[1]
 
 
