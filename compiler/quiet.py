@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import ir
 from .algebra import ZERO, factors, is_const, is_met, product, reduce_sum, with_children
+from .structure import is_table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -86,10 +87,12 @@ def _quiet(n: ir.Node, cotangents: Collection[ir.Node], summed: bool) -> ir.Node
 
 
 def _picked(n: ir.Reduce, cotangents: Collection[ir.Node]) -> ir.Node:
-    """A sum over positions of a matrix product, of those alone that something comes back to."""
+    """A sum over positions of a matrix product, of those alone that something comes back to. Tables by position stay as they are."""
     parts = factors(n.x)
     coming = [f for f in parts if _places(f) & set(n.over)]
     places = {a for f in coming for a in _places(f)}
+    if any(is_table(f) for f in coming):
+        return n
     if not any(_holds_anything(f, places) for f in parts if f not in coming and f not in cotangents):
         return n
     seen = [c for c in map(_reached, coming) if c is not None and set(c.axes) & set(n.over)]
