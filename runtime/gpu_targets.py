@@ -117,7 +117,7 @@ def _compile(function: Any, entry: Entry, dtypes: Mapping[str, str], options: Ma
 
     signature, constants, attributes = _signature(function, entry, dtypes, options)
     launch = {name: value for name, value in options.items() if name not in function.arg_names}
-    key = (function.cache_key, repr((signature, constants, sorted(launch.items()))), target)
+    key = (_text(function), repr((signature, constants, sorted(launch.items()))), target)
     if key not in _compiled:
         made = triton.compile(ASTSource(function, signature, constants, attributes), target=_gpu_target(target), options=launch)
         if len(_compiled) >= _REMEMBERED:
@@ -126,9 +126,19 @@ def _compile(function: Any, entry: Entry, dtypes: Mapping[str, str], options: Ma
     return _compiled[key]
 
 
+def _text(function: Any) -> str:
+    """A kernel's text with those of the helpers beside it. Unlike Triton's own key it says nothing of the line where the kernel begins:
+    a kernel stays what it is when another one above it in the file changes."""
+    from triton.runtime.jit import JITFunction
+
+    beside = function.__globals__
+    helpers = [f.src for name, f in sorted(beside.items()) if isinstance(f, JITFunction) and f"{name}_options" not in beside]
+    return "\n".join([*helpers, function.src])
+
+
 _compiled: dict[tuple[str, str, str], Any] = {}
 _REMEMBERED = 64
-"""Binaries that are at hand: those of a kernel that is fitted are wanted again when they are reported."""
+"""Binaries that are at hand: those of a kernel that is fitted are wanted again when they are reported, and when a kernel beside it is."""
 
 
 @lru_cache(64)

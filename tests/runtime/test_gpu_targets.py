@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,24 @@ def test_float32_products_are_exact_and_need_no_tensor_cores(tmp_path: Path) -> 
     (report,) = attention("forward", "float32", 32, "sm_80", tmp_path)
     assert report.dots == 0, "only products of half precision count"
     assert report.tensor_core_instructions == 0
+
+
+def test_a_kernel_is_compiled_once_wherever_it_stands_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one above it that was fitted to its registers may have more lines now."""
+    import triton
+
+    plan = samples.attention_forward(*blocks_for("sm_80", Demand(16, 16, 48), 2))
+    spec = samples.specialization(plan, "float16", {"d": 16, "e": 16})
+    module = print_triton(plan, spec, samples.SPEC_TEXT)
+    moved = replace(module, text="# One line more.\n" + module.text)
+    compiled: list[int] = []
+    compile_one = triton.compile
+    monkeypatch.setattr(triton, "compile", lambda *args, **options: compiled.append(1) or compile_one(*args, **options))
+    first = compile_for(module, spec, "sm_80", tmp_path)
+    assert compile_for(moved, spec, "sm_80", tmp_path) == first
+    assert len(compiled) == 1
+    compile_for(moved, spec, "sm_80", tmp_path, {"num_warps": 8})
+    assert len(compiled) == 2, "other launch options make another binary"
 
 
 @pytest.mark.parametrize("width", [40, 72])
