@@ -210,7 +210,7 @@ class KernelBuilder(Sweeps):
         candidates: AbstractSet[str] = (
             lacking & self.structure.related or lacking & self.structure.pair or lacking or kept & self.structure.pair or kept
         )
-        if not any(ir.fixed_extent(a) for a in kept):  # steps of a chunk are all the same
+        if not any(ir.fixed_extent(a) for a in kept):  # a chunk has as many steps in every call
             candidates = _most_lacked(candidates, sweeps, self.structure.whole)
         if candidates and candidates <= self.structure.narrow:  # a few indices fill no tile: rather what a whole factor lacks
             candidates = {a for a in kept for s in sweeps for f in factors(s.x) if a not in f.axes} - self.structure.narrow or candidates

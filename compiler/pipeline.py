@@ -165,7 +165,8 @@ def _lower(lowered: Lowered) -> None:
 
 
 def _plan_stages(lowered: Lowered, stepped: ir.Graph, constants: dict[ir.Node, ir.Node], too_wide: bool) -> bool:
-    """Plans a graph with what its stages hand on stored, where tiles would keep positions whole or be too large; True if that is done."""
+    """Plans a graph with what its stages hand on stored; True if that is done. Only where it has projections, or where no plan was made
+    before or one whose tiles keep positions whole."""
     stages = find_stages(_canonical(stepped, constants), lowered.graph.kernel)
     plan = lowered.forward
     if not stages.axes or (plan is not None and not stages.projects and not any(stages.positions & {*k.whole} for k in plan.kernels)):

@@ -50,7 +50,7 @@ class Structure:
     innermost: set[str] = field(default_factory=set)
     """Axes that lie innermost in every input of several axes that has them, but for narrow ones."""
     features: set[str] = field(default_factory=set)
-    """Those, and axes that lie innermost in all but weights, or that weights alone have and that are summed plainly."""
+    """Those, axes that lie innermost in all that has a sample axis, and those of `_graph_features`."""
     shares: list[Axes] = field(default_factory=list)
     """Axes of the shares that heads store of a gradient that sums over them."""
 
@@ -243,14 +243,14 @@ def _crossing(nodes: list[ir.Node], outputs: list[Axes]) -> set[tuple[str, str]]
 
 
 def _order(kernel: typed.Kernel, found: Structure, nodes: Iterable[ir.Node] = ()) -> None:
-    """Fills in what the declarations say of the axes, and what ``nodes`` say of those that only weights have."""
+    """Fills in what the declarations say of the axes, and what ``nodes`` say of which are features."""
     for tensor in (*kernel.inputs, *kernel.outputs):
         for dim in tensor.dims:
             found.minor.update(dim[1:])
     found.narrow = {a.name for a in kernel.axes if isinstance(a.extent, typed.Literal) and int(a.extent.value) < NARROW}
     wide = [[a for a in t.axes if a not in found.narrow] for t in kernel.inputs if len(t.axes) > 1]
     found.innermost = {axes[-1] for axes in wide if axes} - {a for axes in wide for a in axes[:-1]}
-    found.features = found.innermost | _features_of_rows(kernel, found.narrow) | _features_of_weights(kernel, nodes)
+    found.features = found.innermost | _features_of_rows(kernel, found.narrow) | _graph_features(kernel, nodes)
     rank: dict[str, int] = {}
     for tensor in (*kernel.inputs, *kernel.outputs):
         for place, axis in enumerate(tensor.axes):
@@ -274,7 +274,7 @@ def _features_of_rows(kernel: typed.Kernel, narrow: Collection[str]) -> set[str]
     return {axes[-1] for axes in rows if len(axes) > 2} - {a for axes in rows for a in axes[:-1]}
 
 
-def _features_of_weights(kernel: typed.Kernel, nodes: Iterable[ir.Node]) -> set[str]:
+def _graph_features(kernel: typed.Kernel, nodes: Iterable[ir.Node]) -> set[str]:
     """The axes that plain sums go over or that results end with, that no score has and that do not number what differs by place: what
     projections make and take."""
     summed = {t.axes[-1] for t in kernel.outputs if len(t.axes) > 1}

@@ -46,20 +46,6 @@ kernel a(q[b,h,i,d], k[b,h,t,d], v[b,h,t,e], decay[h,d]) -> o[b,h,i,e]:
 """
 """Attention to a running mean of keys (Ma et al., 2022, arXiv:2209.10655)."""
 
-PROJECTED = """
-kernel a(x[b,t,c], wq[h,c,d], wk[h,c,d], wv[h,c,e]) -> o[b,h,i,e]:
-    axis i = size(t)
-    axis j = size(t)
-    sample wq = normal() / sqrt(size(c))
-    sample wk = normal() / sqrt(size(c))
-    q = sum[c](x[t -> i] * wq)
-    k = sum[c](x[t -> j] * wk)
-    v = sum[c](x[t -> j] * wv)
-    mask j <= i
-    o = sum[j](softmax[j](sum[d](q * k) / sqrt(size(d))) * v)
-"""
-"""With its projections, which are stored."""
-
 LAYER = """
 kernel a(x[b,t,c], wq[h,d,c], wk[h,d,c], wv[h,e,c], wo[h,e,c]) -> y[b,i,c]:
     axis i = size(t)
@@ -74,6 +60,13 @@ kernel a(x[b,t,c], wq[h,d,c], wk[h,d,c], wv[h,e,c], wo[h,e,c]) -> y[b,i,c]:
     y = sum[h, e](o * wo)
 """
 """A whole layer: what heads make is projected, too. Weights lie as those of `torch.nn.Linear`, outputs first."""
+
+PROJECTED = (
+    LAYER.replace("[h,d,c]", "[h,c,d]")
+    .replace("wv[h,e,c], wo[h,e,c]) -> y[b,i,c]", "wv[h,c,e]) -> o[b,h,i,e]")
+    .replace("    y = sum[h, e](o * wo)\n", "")
+)
+"""Its attention alone, with weights inputs first."""
 
 CROSSED = """
 kernel a(x[b,i,c], context[b,j,m], pad[b,j]: bool, wq[h,d,c], bq[h,d], wk[h,d,m], wv[h,d,m]) -> o[b,h,i,d]:
@@ -102,6 +95,7 @@ ALONE = LAYER.replace("[b,", "[")
 """One sample, without an axis for it."""
 
 ONE_HEAD = LAYER.replace("[h,", "[").replace("sum[h, e]", "sum[e]")
+"""Without an axis of heads."""
 
 SPECS = {
     "relative": RELATIVE,
