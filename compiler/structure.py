@@ -128,7 +128,7 @@ def analyse(
     hosts += [frozenset(n.x.axes) for n in nodes if isinstance(n, ir.Read) and ir.children(n.x)]
     known = {*hosts}
     for n in nodes:
-        if isinstance(n, ir.Read) and _is_rename(n):
+        if isinstance(n, ir.Read) and _is_rename(n, stages):
             again = frozenset(n.x.axes) in known and all(isinstance(e, ir.Position) for _, e in n.at)
             if again or not any({a, b} <= {*n.axes} for a, b in crossing):
                 hosts.append(frozenset(n.axes))
@@ -216,9 +216,9 @@ def ordered(kernel: typed.Kernel) -> Structure:
     return found
 
 
-def _is_rename(n: ir.Read) -> bool:
-    """A stored tensor read along other axes, one for one."""
-    return isinstance(n.x, ir.Input) and all(len(e.axes) <= 1 for _, e in n.at)
+def _is_rename(n: ir.Read, stages: Collection[Axes]) -> bool:
+    """A stored tensor, an input or what a stage made, read along other axes, one for one."""
+    return (isinstance(n.x, ir.Input) or frozenset(n.x.axes) in stages) and all(len(e.axes) <= 1 for _, e in n.at)
 
 
 def _crossing(nodes: list[ir.Node], outputs: list[Axes]) -> set[tuple[str, str]]:

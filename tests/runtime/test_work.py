@@ -68,6 +68,9 @@ PROJECTED = (
 )
 """Its attention alone, with weights inputs first."""
 
+READ = LAYER.replace("x[t -> i]", "x").replace("x[t -> j]", "x").replace("q * k)", "q[t -> i] * k[t -> j])").replace("* v)", "* v[t -> j])")
+"""Projected first, and then read as queries and keys."""
+
 CROSSED = """
 kernel a(x[b,i,c], context[b,j,m], pad[b,j]: bool, wq[h,d,c], bq[h,d], wk[h,d,m], wv[h,d,m]) -> o[b,h,i,d]:
     sample wq = normal() / sqrt(size(c))
@@ -105,6 +108,7 @@ SPECS = {
     "layer": LAYER,
     "alone": ALONE,
     "one head": ONE_HEAD,
+    "read": READ,
     "crossed": CROSSED,
     "shifted": SHIFTED,
 }
@@ -117,6 +121,7 @@ SHARE = {
     "layer": 0.7,
     "alone": 0.9,
     "one head": 0.15,
+    "read": 0.7,
     "crossed": 1.2,
     "shifted": 1,
 }
@@ -165,7 +170,7 @@ def test_no_scores_in_memory(name: str) -> None:
     assert not [b for p in (forward, backward) for b in p.buffers.values() for pair in pairs if pair <= set(b.axes)]
 
 
-@pytest.mark.parametrize("name", ["projected", "layer", "alone", "one head", "crossed"])
+@pytest.mark.parametrize("name", ["projected", "layer", "alone", "one head", "read", "crossed"])
 def test_projections_are_made_once_on_gpus(name: str) -> None:
     """At features where tiles hold few rows, and projected values would be made again for every one of them."""
     _, _, plain = _plans(kernel("full"), target="sm_90", feature=128)
