@@ -250,7 +250,7 @@ def _order(kernel: typed.Kernel, found: Structure, nodes: Iterable[ir.Node] = ()
     found.narrow = {a.name for a in kernel.axes if isinstance(a.extent, typed.Literal) and int(a.extent.value) < NARROW}
     wide = [[a for a in t.axes if a not in found.narrow] for t in kernel.inputs if len(t.axes) > 1]
     found.innermost = {axes[-1] for axes in wide if axes} - {a for axes in wide for a in axes[:-1]}
-    found.features = found.innermost | _features_of_rows(kernel, found.narrow) | _graph_features(kernel, nodes)
+    found.features = found.innermost | _features_of_rows(kernel, found.narrow) | _graph_features(kernel, nodes, found.narrow)
     rank: dict[str, int] = {}
     for tensor in (*kernel.inputs, *kernel.outputs):
         for place, axis in enumerate(tensor.axes):
@@ -274,7 +274,7 @@ def _features_of_rows(kernel: typed.Kernel, narrow: Collection[str]) -> set[str]
     return {axes[-1] for axes in rows if len(axes) > 2} - {a for axes in rows for a in axes[:-1]}
 
 
-def _graph_features(kernel: typed.Kernel, nodes: Iterable[ir.Node]) -> set[str]:
+def _graph_features(kernel: typed.Kernel, nodes: Iterable[ir.Node], narrow: Collection[str]) -> set[str]:
     """The axes that plain sums go over or that results end with, that no score has and that do not number what differs by place: what
     projections make and take."""
     summed = {t.axes[-1] for t in kernel.outputs if len(t.axes) > 1}
@@ -303,7 +303,8 @@ def _graph_features(kernel: typed.Kernel, nodes: Iterable[ir.Node]) -> set[str]:
             case _:
                 pass
     other |= {a for n in scores if len(places & set(n.axes)) > 1 for a in n.axes}
-    other |= {a for t in kernel.inputs if places & set(t.axes) for a in t.axes[:-1]}
+    wide = [[a for a in t.axes if a not in narrow] for t in kernel.inputs]
+    other |= {a for axes in wide if places & {*axes} for a in axes[:-1]}
     return summed - places - other if places else set()
 
 

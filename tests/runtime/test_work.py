@@ -71,6 +71,13 @@ PROJECTED = (
 READ = LAYER.replace("x[t -> i]", "x").replace("x[t -> j]", "x").replace("q * k)", "q[t -> i] * k[t -> j])").replace("* v)", "* v[t -> j])")
 """Projected first, and then read as queries and keys."""
 
+CONVOLVED = (
+    READ.replace("wo[h,e,c])", "wo[h,e,c], taps[h,d,r])")
+    .replace("axis i", "axis r = 4\n    axis i")
+    .replace("k = sum[c](x * wk)", "k0 = sum[c](x * wk)\n    k = sum[r](k0[t -> t - r] * taps)")
+)
+"""A short convolution goes over the keys, as in Mega and in layers of linear attention."""
+
 CROSSED = """
 kernel a(x[b,i,c], context[b,j,m], pad[b,j]: bool, wq[h,d,c], bq[h,d], wk[h,d,m], wv[h,d,m]) -> o[b,h,i,d]:
     sample wq = normal() / sqrt(size(c))
@@ -109,6 +116,7 @@ SPECS = {
     "alone": ALONE,
     "one head": ONE_HEAD,
     "read": READ,
+    "convolved": CONVOLVED,
     "crossed": CROSSED,
     "shifted": SHIFTED,
 }
@@ -122,6 +130,7 @@ SHARE = {
     "alone": 0.9,
     "one head": 0.15,
     "read": 0.7,
+    "convolved": 0.7,
     "crossed": 1.2,
     "shifted": 1,
 }
@@ -170,7 +179,7 @@ def test_no_scores_in_memory(name: str) -> None:
     assert not [b for p in (forward, backward) for b in p.buffers.values() for pair in pairs if pair <= set(b.axes)]
 
 
-@pytest.mark.parametrize("name", ["projected", "layer", "alone", "one head", "read", "crossed"])
+@pytest.mark.parametrize("name", ["projected", "layer", "alone", "one head", "read", "convolved", "crossed"])
 def test_projections_are_made_once_on_gpus(name: str) -> None:
     """At features where tiles hold few rows, and projected values would be made again for every one of them."""
     _, _, plain = _plans(kernel("full"), target="sm_90", feature=128)
