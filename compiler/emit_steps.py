@@ -67,7 +67,11 @@ class StepBuilder(Values):
     def _place(self, node: ir.Node) -> Scope:
         if isinstance(node, ir.Input) and node.name in self.again:
             return self.scopes[-1]
-        return super()._place(node)
+        found = super()._place(node)
+        again = {n for n in ir.topological([node]) if isinstance(n, ir.Input) and n.name in self.again}
+        if not again:
+            return found
+        return next(s for s in reversed(self.scopes) if s is found or again & s.done)
 
     # Expressions ----------------------------------------------------------------------------------------------------
 

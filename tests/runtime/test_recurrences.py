@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -262,3 +267,33 @@ def test_an_origin_along_a_renamed_axis_runs_as_the_reference() -> None:
     with pytest.raises(NotFused, match="by whose other name a state is read"):
         renamed(x, r, origin={"m": 2}, strict=True)
     torch.testing.assert_close(renamed(x, r, origin={"m": 2}), renamed.reference(x, r, origin={"m": 2}))
+
+
+PROJECTS = """
+kernel a(x[b,t,c], wq[h,d,c], wk[h,d,c], wv[h,e,c], wo[h,e,c]) -> y[b,t,c]:
+    state S[b,h,d,e] along t
+    S <- 0.9 * S + sum[c](x * wk) * sum[c](x * wv)
+    o = sum[d](sum[c](x * wq) * S) / sqrt(size(d))
+    y = sum[h, e](o * wo)
+"""
+
+LOADED_AGAIN = """
+import weft
+from weft.compiler import emit_steps
+from weft.runtime.check import check_kernel, render
+
+emit_steps.HELD_LIMIT = 0
+report = check_kernel(weft.load("projects.weft").a, backend="triton", trials=3, quick=True, strict=True)
+print(render(report))
+raise SystemExit(not report.passed)
+"""
+
+
+def test_what_is_made_of_weights_that_every_step_loads(tmp_path: Path) -> None:
+    """Weights times a constant, which varies with no step: made in the step, after its weights are loaded."""
+    pytest.importorskip("triton")
+    (tmp_path / "projects.weft").write_text(PROJECTS, encoding="utf-8")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "WEFT_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", LOADED_AGAIN]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
