@@ -76,6 +76,7 @@ def adjoint_recurrence(
     checkpoints = {c.name: ir.result(forward, f"checkpoint_{c.name}", {*c.axes, segment_axis(body)}) for c in body.states} if needed else {}
     outputs = [x.axes for x in ir.topological([*forward.operands, *cotangents.values()]) if isinstance(x, ir.Input)]
     outputs += [node.axes for _, node in body.values]
+    outputs += [x.axes for x in forward.operands if isinstance(x, ir.Reduce)]
     started = {c.name: c.start for c in body.states if c.start is not None}
     replays = replayed if needed else ()
     carver = Carver(body.along, not body.reverse, carries, outputs, replays, checkpoints, body.parallel, columns=body.columns)

@@ -37,7 +37,8 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
     finals = {name: _final_of(graph, name, node) for name, node in outputs.items()}
     needed = _needed(graph, [*outputs.values()])
     stepped = {name: expand.version(name, len(s.updates)) for name, s in states.items() if name in needed}
-    after = StepReads(graph, _shapes(graph, outputs))
+    projected = _projections(graph, outputs, stepped)
+    after = StepReads(graph, _shapes(graph, outputs, projected))
     roots = {name: _last_step(graph, name, expand(node, after)) for name, node in outputs.items() if finals[name] is None}
     fixed = {a.name for a in graph.kernel.axes if isinstance(a.extent, typed.Literal)}
     roots = {name: _apart(graph, node) for name, node in roots.items()}
@@ -59,7 +60,7 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
             groups, ready = parts, _ready(parts)
         key, carries = _first(ready, groups, postponed)
         del groups[key]
-        inner = _features(graph, key[0])
+        inner = _features(graph, key[0], projected)
         apart = _components(carries)
         columns = columns_of(carries, key[0], inner, fixed)
         if columns is None and any(columns_of(part, key[0], inner, fixed) for part in apart):
@@ -74,7 +75,7 @@ def make_recurrences(graph: ir.Graph, outputs: Roots) -> Roots:
         }
         everything = {name: substitute(node, written) for name, node in everything.items()} if written else everything
         wanted = {f for f in finals.values() if f in {c.name for c in carries}}
-        shapes = _shapes(graph, outputs)
+        shapes = _shapes(graph, outputs, projected)
 
         carver = partial(Carver, *key[:2], tuple(carries), inner=inner, columns=columns, bare=key in bare)
         try:
@@ -122,16 +123,43 @@ def _terms(x: ir.Node) -> Iterable[ir.Node]:
         seen.update(below)
 
 
-def _features(graph: ir.Graph, along: tuple[str, ...]) -> frozenset[str]:
-    """The axes that lie innermost in every input with a time axis that has them."""
-    timed = [t.axes for t in graph.kernel.inputs if set(along) & set(t.axes)]
+def _features(graph: ir.Graph, along: tuple[str, ...], projected: list[tuple[str, ...]]) -> frozenset[str]:
+    """The axes that lie innermost in every row of a step that has them: in inputs with a time axis, and in projections of these."""
+    timed = [*(t.axes for t in graph.kernel.inputs if set(along) & set(t.axes)), *projected]
     return frozenset(a for axes in timed for a in axes[-1:] if all(a not in other or other[-1] == a for other in timed)) - set(along)
 
 
-def _shapes(graph: ir.Graph, outputs: Roots) -> list[tuple[str, ...]]:
-    """The axes of tensors that a call gives or takes."""
+def _shapes(graph: ir.Graph, outputs: Roots, projected: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The axes of tensors that a call gives or takes, and of projections of all steps: these are made before, for all steps at once."""
     inputs = [n.axes for n in ir.topological(outputs.values()) if isinstance(n, ir.Input)]
-    return [*inputs, *(t.axes for t in (*graph.kernel.inputs, *graph.kernel.outputs))]
+    return [*inputs, *(t.axes for t in (*graph.kernel.inputs, *graph.kernel.outputs)), *projected]
+
+
+def _projections(graph: ir.Graph, outputs: Roots, stepped: Roots) -> list[tuple[str, ...]]:
+    """The axes of sums that are products of rows, one for every step, with weights that no step has: those of weights last, as declared.
+
+    What is as large as a state whose elements meet is left to its steps: they multiply it with matrices anyway.
+    """
+    time = {a for s in graph.states.values() for a in s.along}
+    declared = {t.name: t.axes for t in graph.kernel.inputs}
+    met = [set(graph.states[name].axes) for name, step in stepped.items() if _meets(name, step)]
+    found = []
+    for n in ir.topological([*outputs.values(), *stepped.values()]):
+        if not (isinstance(n, ir.Reduce) and n.op == "sum" and n.where is None) or time & set(n.over) or not time & set(n.axes):
+            continue
+        parts = factors(n.x)
+        weights = [a for f in parts if isinstance(f, ir.Input) and not time & set(f.axes) for a in declared.get(f.name, f.axes)]
+        stateful = any(isinstance(m, ir.StateValue | ir.Result) for m in ir.topological(parts))
+        if weights and not stateful and not any(axes <= set(n.axes) for axes in met):
+            made = [a for a in weights if a in n.axes]
+            found.append((*(a for a in n.axes if a not in made), *made))
+    return found
+
+
+def _meets(name: str, step: ir.Node) -> bool:
+    """Whether a step sums what it makes of its state: over its axes, as no other sum of it can be."""
+    sums = (n for n in ir.topological([step]) if isinstance(n, ir.Reduce))
+    return any(isinstance(m, ir.StateValue) and m.name == name for n in sums for m in ir.topological([n]))
 
 
 def _final_of(graph: ir.Graph, name: str, node: ir.Node) -> str | None:
@@ -418,19 +446,33 @@ class Carver:
         return any(self._is_state(n) for n in ir.topological([node]))
 
     def _leave_out(self, order: list[ir.Node], steps: list[ir.Node]) -> None:
-        """What meets states with axes that no step has otherwise (queries of another sequence) is made of what the steps store."""
+        """What meets states with axes that no step has otherwise (queries of another sequence), or projects what all heads make, is made of
+        what the steps store."""
         needed = set(ir.topological(steps))
         given = [n for n in order if isinstance(n, ir.Input) and set(self.along) <= set(n.axes)]
         usual = {*self.along, *(a for n in (*needed, *given) for a in n.axes)}
+        apart = self._parallel(needed)
         for n in order:
             if n not in self.inside or n in needed:
                 continue
             below = [c for c in ir.children(n) if c in self.inside]
             foreign = set(n.axes) - usual and all(self._storable(c) for c in below)
             later = self.bare and all(self._storable(c) for c in below)
-            if foreign or later or self._adds_rows(n, below) or any(c in self.after for c in ir.children(n)):
+            if foreign or later or self._joins(n, apart) or self._adds_rows(n, below) or any(c in self.after for c in ir.children(n)):
                 self.inside.discard(n)
                 self.after.add(n)
+
+    def _joins(self, n: ir.Node, apart: Collection[str]) -> bool:
+        """Whether a sum multiplies what the programs of some axes make with weights, and adds it all up."""
+        if not (isinstance(n, ir.Reduce) and n.op == "sum" and n.where is None and set(apart) & set(n.over)):
+            return False
+        weights = [f for f in factors(n.x) if isinstance(f, ir.Input) and not set(self.along) & set(f.axes)]
+        return bool(weights) and all(self._storable(f) for f in self._made(n.x))
+
+    def _made(self, x: ir.Node) -> list[ir.Node]:
+        """The factors of a product, and what it is divided by, that steps make."""
+        below = [f.args[1] if isinstance(f, ir.Pointwise) and f.op == "div" and f not in self.inside else f for f in factors(x)]
+        return [f for f in below if f in self.inside]
 
     def _adds_rows(self, n: ir.Node, below: list[ir.Node]) -> bool:
         """Whether what a step makes of its states is only added to sums that need none, for rows of positions that no state has."""
@@ -530,6 +572,10 @@ class Carver:
     def _cut(self, n: ir.Node, c: ir.Node, values: dict[ir.Node, str], totals: dict[ir.Node, ir.Reduce]) -> None:
         """``n`` outside needs ``c`` of every step: its factors are stored where that can be, else the sum is made step by step."""
         summed = isinstance(n, ir.Reduce) and n.op == "sum" and not set(self.along) <= set(n.over)
+        parts = self._made(c)
+        if summed and not self._storable(c) and parts and all(self._storable(f) for f in parts):
+            values.update(dict.fromkeys(parts, ""))
+            return
         if c.kind == "real" and (self._storable(c) or summed):
             values.setdefault(c, "")
             return

@@ -15,6 +15,7 @@ import weft
 from tests.evidence.library import RECURRENT, kernel
 from weft.compiler.errors import CallError
 from weft.runtime.check import check_kernel, render
+from weft.runtime.costs import buffer_bytes, plan_cost, totals
 from weft.runtime.errors import NotFused
 from weft.runtime.kernel import Kernel
 from weft.runtime.problem import Usual, pose
@@ -269,12 +270,12 @@ def test_an_origin_along_a_renamed_axis_runs_as_the_reference() -> None:
     torch.testing.assert_close(renamed(x, r, origin={"m": 2}), renamed.reference(x, r, origin={"m": 2}))
 
 
-PROJECTS = """
-kernel a(x[b,t,c], wq[h,d,c], wk[h,d,c], wv[h,e,c], wo[h,e,c]) -> y[b,t,c]:
-    state S[b,h,d,e] along t
-    S <- 0.9 * S + sum[c](x * wk) * sum[c](x * wv)
-    o = sum[d](sum[c](x * wq) * S) / sqrt(size(d))
-    y = sum[h, e](o * wo)
+MADE_OF_WEIGHTS = """
+kernel a(x[b,t,m], u[n,k], r[n,m]) -> y[b,t,n]:
+    axis k = size(n)
+    state h[b,n] along t
+    h <- tanh(sum[k](u * exp(-u * u) * h[n -> k]) + sum[m](x * r))
+    y = h
 """
 
 LOADED_AGAIN = """
@@ -283,17 +284,84 @@ from weft.compiler import emit_steps
 from weft.runtime.check import check_kernel, render
 
 emit_steps.HELD_LIMIT = 0
-report = check_kernel(weft.load("projects.weft").a, backend="triton", trials=3, quick=True, strict=True)
+report = check_kernel(weft.load("made.weft").a, backend="triton", trials=3, quick=True, strict=True)
 print(render(report))
 raise SystemExit(not report.passed)
 """
 
 
 def test_what_is_made_of_weights_that_every_step_loads(tmp_path: Path) -> None:
-    """Weights times a constant, which varies with no step: made in the step, after its weights are loaded."""
+    """A value of weights alone varies with no step, but is made in the step, after its weights are loaded."""
     pytest.importorskip("triton")
-    (tmp_path / "projects.weft").write_text(PROJECTS, encoding="utf-8")
+    (tmp_path / "made.weft").write_text(MADE_OF_WEIGHTS, encoding="utf-8")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "WEFT_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", LOADED_AGAIN]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+PROJECTIONS = """
+    sample wq = normal() / sqrt(size(c))
+    sample wk = normal() / sqrt(size(c))
+    sample wv = normal() / sqrt(size(c))
+    q = sum[c](x * wq)
+    k = sum[c](x * wk)
+    v = sum[c](x * wv)
+"""
+
+GATED_LAYER = f"""
+kernel a(x[b,t,c], wq[h,d,c], wk[h,d,c], wv[h,e,c], wg[h,d,c], wo[h,e,c]) -> y[b,t,c]:
+{PROJECTIONS}
+    g = logsigmoid(sum[c](x * wg)) / 16
+    state S[b,h,d,e] along t
+    S <- exp(g) * S + k * v
+    o = sum[d](q * S) / sqrt(size(d))
+    y = sum[h, e](o * wo)
+"""
+"""A whole layer of gated linear attention."""
+
+STABILISED_LAYER = f"""
+kernel a(x[b,t,c], wq[h,d,c], wk[h,d,c], wv[h,e,c], wi[h,c], wf[h,c], wo[h,e,c]) -> y[b,t,c]:
+{PROJECTIONS}
+    i = sum[c](x * wi)
+    f = logsigmoid(sum[c](x * wf))
+    state m[b,h] = -inf along t
+    state C[b,h,d,e] along t
+    state n[b,h,d] along t
+    m_prev = m
+    m <- max(f + m, i)
+    C <- exp(f + m_prev - m) * C + exp(i - m) * k * v
+    n <- exp(f + m_prev - m) * n + exp(i - m) * k
+    o = sum[d](q * C) / max(abs(sum[d](q * n)), exp(-m))
+    y = sum[h, e](o * wo)
+"""
+"""What is divided by a normaliser of the steps is projected: an mLSTM."""
+
+CORRECTED = f"""
+kernel a(x[b,t,c], wq[h,d,c], wk[h,d,c], wv[h,e,c], wb[h,c]) -> o[b,h,t,e]:
+{PROJECTIONS}
+    n = k * rsqrt(sum[d](k * k) + 1e-6)
+    beta = sigmoid(sum[c](x * wb))
+    state S[b,h,d,e] along t
+    S <- S + n * beta * (v - sum[d](n * S))
+    o = sum[d](q * S)
+"""
+"""The delta rule on projections."""
+
+
+@pytest.mark.parametrize("text", [GATED_LAYER, STABILISED_LAYER, CORRECTED])
+def test_layers_project_all_steps_at_once(text: str) -> None:
+    """And a head is a program of steps, as it is where queries, keys and values are given."""
+    made: Kernel = weft.loads(text).a
+    problem = pose(made.graph, {}, {}, Usual())
+    lowered = made.lowered("c", extents=problem.extents, params=problem.params)
+    assert lowered.forward is not None, lowered.reasons
+    most = 6 * 2 * 2048 * 8 * 64 * 64  # five products of rows with weights and one of queries with states, or about as much
+    for plan, passes in ((lowered.forward, 1), (lowered.backward(frozenset(lowered.differentiable)), 4)):
+        costs = plan_cost(plan, problem.extents, problem.params, "float32")
+        assert totals(costs).flops <= 1.5 * passes * most
+        made_between = [buffer_bytes(plan, n, problem.extents, "float32") for n, b in plan.buffers.items() if b.role == "temporary"]
+        assert sum(made_between) <= 64 * 2**20
+        assert {c.programs for c in costs if "steps" in c.note} == {8}
+    report = check_kernel(made, backend="c", trials=2, quick=True, strict=True)
+    assert report.passed, render(report)
