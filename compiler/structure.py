@@ -250,7 +250,12 @@ def _order(kernel: typed.Kernel, found: Structure, nodes: Iterable[ir.Node] = ()
     found.narrow = {a.name for a in kernel.axes if isinstance(a.extent, typed.Literal) and int(a.extent.value) < NARROW}
     wide = [[a for a in t.axes if a not in found.narrow] for t in kernel.inputs if len(t.axes) > 1]
     found.innermost = {axes[-1] for axes in wide if axes} - {a for axes in wide for a in axes[:-1]}
+    nodes = list(nodes)
     found.features = found.innermost | _features_of_rows(kernel, found.narrow) | _graph_features(kernel, nodes, found.narrow)
+    projected = _projected_features(kernel, nodes) - found.narrow
+    found.features |= projected
+    if any(ir.fixed_extent(a) for n in nodes for a in n.axes):  # in chunks
+        found.innermost |= projected
     rank: dict[str, int] = {}
     for tensor in (*kernel.inputs, *kernel.outputs):
         for place, axis in enumerate(tensor.axes):
@@ -272,6 +277,23 @@ def _features_of_rows(kernel: typed.Kernel, narrow: Collection[str]) -> set[str]
     sample = _sample_axis(kernel)
     rows = [[a for a in t.axes if a not in narrow] for t in (*kernel.inputs, *kernel.outputs) if sample in t.axes[:-1]]
     return {axes[-1] for axes in rows if len(axes) > 2} - {a for axes in rows for a in axes[:-1]}
+
+
+def _projected_features(kernel: typed.Kernel, nodes: Iterable[ir.Node]) -> set[str]:
+    """The axes that lie innermost, of those that are left, in all weights that rows of a recurrence are projected with: features of what
+    that makes, if no row that is given has them otherwise. Attention has axes of keys in such places; a recurrence has none."""
+    sample = _sample_axis(kernel)
+    if sample is None or not any(isinstance(s, typed.State) for s in kernel.body):
+        return set()
+    declared = {t.name: t.axes for t in kernel.inputs}
+    given = [t.axes for t in kernel.inputs if sample in t.axes]
+    made: list[list[str]] = []
+    for n in nodes:
+        if isinstance(n, ir.Reduce) and n.op == "sum" and n.where is None and sample in n.axes:
+            weights = [declared.get(f.name, f.axes) for f in factors(n.x) if isinstance(f, ir.Input) and sample not in f.axes]
+            made += [[a for a in w if a in n.axes] for w in weights]
+    last = {a for row in made for a in row[-1:]}
+    return last - {a for row in (*made, *given) for a in row[:-1]}
 
 
 def _graph_features(kernel: typed.Kernel, nodes: Iterable[ir.Node], narrow: Collection[str]) -> set[str]:

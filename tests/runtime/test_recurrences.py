@@ -15,6 +15,7 @@ import weft
 from tests.evidence.library import RECURRENT, kernel
 from weft.compiler.errors import CallError
 from weft.runtime.check import check_kernel, render
+from weft.runtime.chunked import posed_in_chunks
 from weft.runtime.costs import buffer_bytes, plan_cost, totals
 from weft.runtime.errors import NotFused
 from weft.runtime.kernel import Kernel
@@ -365,3 +366,23 @@ def test_layers_project_all_steps_at_once(text: str) -> None:
         assert {c.programs for c in costs if "steps" in c.note} == {8}
     report = check_kernel(made, backend="c", trials=2, quick=True, strict=True)
     assert report.passed, render(report)
+
+
+GATED = GATED_LAYER.replace(", wo[h,e,c]) -> y[b,t,c]", ") -> o[b,h,t,e]").replace("    y = sum[h, e](o * wo)\n", "")
+
+
+@pytest.mark.parametrize("text", [GATED, CORRECTED])
+def test_layers_in_chunks_make_each_product_once(text: str) -> None:
+    """What is projected has features, which a program has side by side: no product of positions is made again for every one of them."""
+    made: Kernel = weft.loads(text).a
+    problem = pose(made.graph, {}, {}, Usual())
+    steps = made.lowered("c", extents=problem.extents, params=problem.params)
+    chunked, cut = posed_in_chunks(made, problem)
+    chunks = chunked.lowered("sm_90", extents=cut.extents, params=cut.params)
+    assert steps.forward is not None and chunks.forward is not None, chunks.reasons
+    for step, chunk in (
+        (steps.forward, chunks.forward),
+        (steps.backward(frozenset(steps.differentiable)), chunks.backward(frozenset(chunks.differentiable))),
+    ):
+        fewest = totals(plan_cost(step, problem.extents, problem.params, "float32")).flops
+        assert totals(plan_cost(chunk, cut.extents, cut.params, "float32")).flops <= 3.5 * fewest
