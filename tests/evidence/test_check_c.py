@@ -18,25 +18,25 @@ def test_required_kernels(name: str) -> None:
     assert not report.reasons, f"{name} is not fused whole: {report.reasons}"
 
 
-@pytest.mark.parametrize("name", every(2, REQUIRED))
+@pytest.mark.parametrize("name", every(4, REQUIRED))
 def test_required_kernels_in_float16(name: str) -> None:
     report = check_kernel(kernel(name), backend="c", dtypes=("float16",), trials=1, quick=True, strict=True)
     assert report.passed, render(report)
 
 
-@pytest.mark.parametrize("name", every(2, REQUIRED, first=1))
+@pytest.mark.parametrize("name", every(4, REQUIRED, first=1))
 def test_required_kernels_in_bfloat16(name: str) -> None:
     report = check_kernel(kernel(name), backend="c", dtypes=("bfloat16",), trials=1, quick=True, strict=True)
     assert report.passed, render(report)
 
 
-@pytest.mark.parametrize("name", every(2, EXPERTS))
+@pytest.mark.parametrize("name", every(4, EXPERTS))
 def test_experts_in_bfloat16(name: str) -> None:
     report = check_kernel(kernel(name), backend="c", dtypes=("bfloat16",), trials=1, quick=True, strict=True)
     assert report.passed, render(report)
 
 
-@pytest.mark.parametrize("name", every(2, RECURRENT))
+@pytest.mark.parametrize("name", every(4, RECURRENT))
 def test_recurrences_in_bfloat16(name: str) -> None:
     report = check_kernel(kernel(name), backend="c", dtypes=("bfloat16",), trials=1, quick=True)
     assert report.passed, render(report)

@@ -494,10 +494,10 @@ def test_steps_within_steps_that_do_not_say_why(spelling: str) -> None:
 def test_explain_tells() -> None:
     pytest.importorskip("triton")
     made = kernel("simple_gla")
-    text = str(explain(made, pose(made.graph, {}, {}, Usual(256, 64, 2, 1)), "sm_90", "float16"))
+    text = str(explain(made, pose(made.graph, {}, {}, Usual(256, 16, 2, 1)), "sm_90", "float16"))
     assert "chunks    of 64 steps along t, from 128 steps on" in text
     other = kernel("gla")
-    text = explain(other, pose(other.graph, {}, {}, Usual(256, 64, 2, 1)), "sm_90", "float16").chunks
+    text = explain(other, pose(other.graph, {}, {}, Usual(256, 16, 2, 1)), "sm_90", "float16").chunks
     assert text.startswith("of 64 steps along t, in blocks of 16, from 128 steps on")
     other = kernel("gru")
     assert "none, every step by itself" in explain(other, pose(other.graph, {}, {}, Usual(16, 16, 2, 1)), "sm_90", "float16").chunks
